@@ -1,0 +1,35 @@
+//go:build deps
+
+package keyhold
+
+import (
+	_ "github.com/anishathalye/porcupine"
+	_ "github.com/aws/aws-sdk-go-v2/aws"
+	_ "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	_ "github.com/aws/aws-sdk-go-v2/config"
+	_ "github.com/aws/aws-sdk-go-v2/credentials"
+	_ "github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	_ "github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	_ "github.com/aws/aws-sdk-go-v2/service/kms"
+	_ "github.com/aws/smithy-go"
+	_ "github.com/ethereum/go-ethereum/crypto"
+	_ "github.com/ethereum/go-ethereum/crypto/secp256k1"
+	_ "github.com/ethereum/go-ethereum/common"
+	_ "github.com/fxamacker/cbor/v2"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/hf/nitrite"
+	_ "github.com/hf/nsm"
+	_ "github.com/hf/nsm/request"
+	_ "github.com/mdlayher/vsock"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/spf13/cobra"
+	_ "github.com/vbauerster/mpb/v8"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "pgregory.net/rapid"
+)

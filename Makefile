@@ -1,0 +1,85 @@
+# Keyhold: `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# A workspace could raise a module's version inside the enclave, and with it change PCR0.
+export GOWORK := off
+
+DEMO_DIR ?= .keyhold/demo
+RECORDS  ?= 100000
+KEYS     ?= 100
+BATCH    ?= 500
+FUZZTIME ?= 10s
+
+# Where goroutines meet. The rest is single-threaded or plain data, and the race detector costs 5 to 10 times.
+RACE_PKGS ?= $(addprefix ./,$(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.go,\
+	enclave/internal/serve enclave/internal/sign enclave/internal/keyring \
+	parent/lease parent/pipeline parent/signclient parent/egress parent/store/memory \
+	internal/awshttp internal/awslocal/dynoxide internal/awslocal/fault))))))
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+# The enclave is one static file, and the same bytes from any folder: PCR0 depends on it.
+# internal/archtest lists its modules under the same tags.
+ENCLAVE_TAGS    := netgo,osusergo
+ENCLAVE_LDFLAGS := -s -w -buildid= -extldflags=-static
+ENCLAVE_ENV     := env -u CGO_CFLAGS -u CGO_CPPFLAGS -u CGO_LDFLAGS GOFLAGS= CGO_ENABLED=1
+
+.PHONY: help
+help: ## explain the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: tools build ## sign RECORDS (100000) random records with KEYS (100) keys in DEMO_DIR, then verify every signature and receipt
+	bin/keyhold-local run --dir $(DEMO_DIR) --records $(RECORDS) --keys $(KEYS) --batch-size $(BATCH)
+	@echo "The same command continues in $(DEMO_DIR) and signs nothing twice; make clean, or another DEMO_DIR, starts afresh."
+
+.PHONY: test
+test: tools ## vet, run the whole test suite, then the concurrent packages under the race detector
+	go vet ./...
+	KEYHOLD_REQUIRE_SERVICES=1 go test -timeout 9m ./...
+	KEYHOLD_REQUIRE_SERVICES=1 go test -race -short -timeout 5m $(RACE_PKGS)
+
+.PHONY: bench
+bench: tools ## measure the ratios of docs/performance.md
+	go run ./internal/bench
+
+.PHONY: lint
+lint: $(GOLANGCI) ## check the code, its format and its import directions
+	$(GOLANGCI) run ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI) ## format the code as lint wants it
+	$(GOLANGCI) fmt ./...
+
+.PHONY: fuzz
+fuzz: ## run every native fuzz target for FUZZTIME (10s)
+	scripts/fuzz $(FUZZTIME)
+
+.PHONY: tools
+tools: tools/node_modules/.package-lock.json ## install the local DynamoDB and the checking libraries that npm delivers
+
+# npm writes this file last, so it is there only when the installation is whole.
+tools/node_modules/.package-lock.json: tools/package.json tools/package-lock.json tools/.npmrc
+	scripts/check-tools
+	cd tools && npm ci
+	touch $@
+
+# The version is in the path, so another version is another file.
+$(GOLANGCI):
+	GOFLAGS= GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+.PHONY: build
+build: ## build bin/keyhold-enclave, bin/keyhold-parent, bin/keyhold and bin/keyhold-local
+	$(ENCLAVE_ENV) go build -trimpath -buildvcs=false -tags $(ENCLAVE_TAGS) -ldflags '$(ENCLAVE_LDFLAGS)' -o bin/keyhold-enclave ./cmd/enclave
+	go build -trimpath -o bin/keyhold-parent ./cmd/parent
+	go build -trimpath -o bin/keyhold ./cmd/keyhold
+	go build -trimpath -o bin/keyhold-local ./cmd/keyhold-local
+
+.PHONY: clean
+clean: ## remove bin/ and the demo's folder (installed tools stay)
+	rm -rf bin $(DEMO_DIR)

@@ -82,4 +82,4 @@ build: ## build bin/keyhold-enclave, bin/keyhold-parent, bin/keyhold and bin/key
 
 .PHONY: clean
 clean: ## remove bin/ and the demo's folder (installed tools stay)
-	rm -rf bin $(DEMO_DIR)
+	rm -rf bin .keyhold/demo

@@ -1,0 +1,8 @@
+package kms
+
+var (
+	TestingOnlyUnwrapKey  = unwrapKey
+	TestingOnlyDecryptCBC = decryptCBC
+)
+
+const TestingOnlyMaxEnvelope = maxEnvelope

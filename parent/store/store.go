@@ -38,9 +38,10 @@ var (
 const (
 	ReadyShards      = 16
 	IdleShards       = 16
-	QuarantinedShard = ReadyShards // of the ready index: batches that wait for an operator
-	KeptAttempts     = 5           // newest attempts kept in a control item
-	ClaimSkew        = 60 * time.Second
+	QuarantinedShard = ReadyShards      // of the ready index: batches that wait for an operator
+	KeptAttempts     = 5                // newest attempts kept in a control item
+	ClaimSkew        = 60 * time.Second // how far ahead of its own clock a parent looks into the ready index
+	ImportWindow     = 16               // batches of one import that are written out of order at most
 )
 
 // Batch is a control item.
@@ -221,26 +222,27 @@ type Intake interface {
 	// where that one has another input hash, batch size, pool, kind or key;
 	// ErrAborted where it was aborted.
 	OpenImport(ctx context.Context, i Import) (Import, error)
-	// ReserveRecord puts ref where its id is free (absent or a tombstone of an
-	// aborted import) and returns ref; where the id is taken it returns the holder
-	// and writes nothing.
-	ReserveRecord(ctx context.Context, ref RecordRef) (holder RecordRef, err error)
-	// PutBatch writes the payload segment, where absent, and returns the one that
+	// ReserveRecord puts ref where its id is absent, or where over is not nil and
+	// the item still equals *over (an id of an aborted import is taken over so),
+	// and returns ref. Where the id is taken it returns the holder and writes
+	// nothing.
+	ReserveRecord(ctx context.Context, ref RecordRef, over *RecordRef) (holder RecordRef, err error)
+	// PutPayload writes the payload segment, where absent, and returns the one that
 	// is there: it decides what the batch holds.
 	PutPayload(ctx context.Context, id record.BatchID, payload []byte) ([]byte, error)
-	// PutBatch writes the control item READY, where absent. An equal one (same
-	// payload root, pool, kind, pinned key) is no error, in whatever state it is;
-	// another is ErrDiffers.
+	// PutBatch writes the control item READY, where absent and while its import
+	// is OPEN, in one transaction. An equal one (same payload root, pool, kind,
+	// pinned key) is no error, in whatever state it is; another is ErrDiffers.
+	// ErrAborted where the import was aborted.
 	PutBatch(ctx context.Context, b Batch) error
 	// FinishImport marks an OPEN import DONE with these totals; again with the
 	// same totals is no error. ErrAborted.
 	FinishImport(ctx context.Context, i Import) error
-	// AbortImport marks an OPEN import ABORTED: its batches that are READY and
-	// never claimed vanish, and the ids of its records without a control item
-	// become tombstones. An import with a claimed or final batch is finished by
-	// running it again instead: ErrTaken. DONE is ErrTaken, ABORTED is no error
-	// and goes on where it stopped.
-	AbortImport(ctx context.Context, id record.ImportID) error
+	// AbortImport marks an OPEN import ABORTED, which is the tombstone that frees
+	// its ids, and then deletes its batches that were never claimed (READY, fence
+	// 0) with their payloads. Batches that were claimed stay and are signed; kept
+	// counts them. DONE is ErrTaken. ABORTED goes on where it stopped.
+	AbortImport(ctx context.Context, id record.ImportID) (kept int, err error)
 	// Import reads one. ErrNotFound.
 	Import(ctx context.Context, id record.ImportID) (Import, error)
 	// Imports lists them by id.

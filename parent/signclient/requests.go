@@ -99,7 +99,7 @@ func (c *Client) newest() (wire.Ticket, time.Time) {
 	return c.ticket, c.asked
 }
 
-// keep remembers t where it is newer than the one that is kept. Answers without
+// keep remembers t where it was not asked for earlier than the one that is kept. Answers without
 // a ticket are normal: an enclave that has no config yet gives none.
 func (c *Client) keep(t wire.Ticket, asked time.Time) error {
 	switch len(t) {
@@ -111,7 +111,7 @@ func (c *Client) keep(t wire.Ticket, asked time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ticket == nil || asked.After(c.asked) {
+	if c.ticket == nil || !asked.Before(c.asked) {
 		c.ticket, c.asked = t, asked
 	}
 	return nil
@@ -123,20 +123,33 @@ func do[Reply any](ctx context.Context, c *Client, t wire.Type, what string, tim
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	if m.Type == wire.TypeError {
-		return nil, fmt.Errorf("%s: %w", what, refused(m))
-	}
 	reply := new(Reply)
-	err = wire.DecodeBody(m, reply)
+	var code error
+	var ticket wire.Ticket
+	if m.Type == wire.TypeError {
+		code, ticket, err = openError(m)
+	} else {
+		err = decodeReply(m, reply)
+		ticket = ticketIn(reply)
+	}
 	if err == nil {
-		err = c.keep(ticketIn(reply), asked)
+		err = c.keep(ticket, asked)
 	}
 	if err != nil {
-		err = fmt.Errorf("%w: %w", ErrProtocol, err)
 		c.fail(err)
 		return nil, fmt.Errorf("%s: %w: %w", what, ErrLost, err)
 	}
+	if code != nil {
+		return nil, fmt.Errorf("%s: %w", what, code)
+	}
 	return reply, nil
+}
+
+func decodeReply(m *wire.Message, reply any) error {
+	if err := wire.DecodeBody(m, reply); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return nil
 }
 
 // ticketIn returns the ticket that came with a reply.

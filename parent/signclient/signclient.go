@@ -186,11 +186,13 @@ func (c *Client) read() {
 			return
 		}
 		p, err := c.match(m)
+		if p != nil {
+			p.done <- answer{msg: m}
+		}
 		if err != nil {
 			c.fail(err)
 			return
 		}
-		p.done <- answer{msg: m}
 	}
 }
 
@@ -199,7 +201,8 @@ func (c *Client) match(m *wire.Message) (*pending, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m.ID == 0 && m.Type == wire.TypeError {
-		return nil, refused(m) // of the connection, not of a request
+		code, _, err := openError(m) // of the connection, not of a request
+		return nil, errors.Join(code, err)
 	}
 	if len(c.queue) == 0 || c.queue[0].id != m.ID || (m.Type != c.queue[0].typ && m.Type != wire.TypeError) {
 		return nil, fmt.Errorf("%w: not the answer that is owed next", ErrProtocol)
@@ -294,16 +297,16 @@ func (c *Client) notSent() error {
 	return fmt.Errorf("%w: %w", ErrNotSent, c.cause)
 }
 
-// refused turns an error answer into its code. Its text is not repeated: it
-// came from outside, and the table has the same one.
-func refused(m *wire.Message) error {
+// openError reads an error answer. Its text is not repeated: it came from
+// outside, and the table of codes has the same one.
+func openError(m *wire.Message) (code error, t wire.Ticket, err error) {
 	var e wire.Error
 	if err := wire.DecodeBody(m, &e); err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
-	code := refusal.Code(e.Code)
-	if _, ok := refusal.Lookup(code); !ok {
-		return fmt.Errorf("%w: %w", ErrUnknownCode, refusal.Internal)
+	c := refusal.Code(e.Code)
+	if _, ok := refusal.Lookup(c); !ok {
+		return fmt.Errorf("%w: %w", ErrUnknownCode, refusal.Internal), e.Ticket, nil
 	}
-	return code
+	return c, e.Ticket, nil
 }

@@ -16,7 +16,7 @@ const (
 	// EndpointEnv names a DynamoDB to use in place of a local one.
 	EndpointEnv = "KEYHOLD_DYNAMODB_ENDPOINT"
 
-	// RequireEnv, set to 1, turns a missing service from a skip into a failure.
+	// RequireEnv set to 1 turns a missing service from a skip into a failure.
 	RequireEnv = "KEYHOLD_REQUIRE_SERVICES"
 )
 

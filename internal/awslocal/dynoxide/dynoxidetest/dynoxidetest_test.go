@@ -50,7 +50,10 @@ func TestAMissingServerSkipsUnlessItIsRequired(t *testing.T) {
 			t.Setenv(dynoxide.BinaryEnv, "")
 			t.Setenv("PATH", t.TempDir())
 			t.Chdir(t.TempDir())
-			got := observe(t, func(t testing.TB) { dynoxidetest.Endpoint(t) })
+			got := observe(t, func(t testing.TB) {
+				t.Helper()
+				dynoxidetest.Endpoint(t)
+			})
 			if !strings.Contains(got.said, "make tools") {
 				t.Errorf("said %q, want the command to run", got.said)
 			}

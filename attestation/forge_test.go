@@ -23,7 +23,7 @@ import (
 // forger writes documents of any form, so that each check can be violated on
 // its own while everything else is right.
 type forger struct {
-	t                    *testing.T
+	t                    testing.TB
 	now                  time.Time
 	root, regional, zone entity
 	leaf                 entity
@@ -42,7 +42,7 @@ const (
 
 var protectedES384 = []byte{0xa1, 0x01, 0x38, 0x22}
 
-func newForger(t *testing.T) *forger {
+func newForger(t testing.TB) *forger {
 	t.Helper()
 	f := &forger{t: t, now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)}
 	f.root = f.certify(nil, "root", asCA(-1))

@@ -216,7 +216,8 @@ func isMap(data []byte) bool   { return len(data) > 0 && data[0]>>5 == 5 }
 // validModuleID permits no dot, which ends the module id in the leaf's name.
 func validModuleID(id string) bool {
 	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	return len(id) >= 1 && len(id) <= maxModuleID && strings.Trim(id, allowed) == ""
+	foreign := func(r rune) bool { return !strings.ContainsRune(allowed, r) }
+	return len(id) >= 1 && len(id) <= maxModuleID && !strings.ContainsFunc(id, foreign)
 }
 
 func validPCRs(pcrs map[uint64]byteString) bool {

@@ -28,6 +28,9 @@ const (
 	OpRandom   = "random"
 )
 
+// moduleIDBytes are those that a verifier accepts in a module id.
+const moduleIDBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
 // Faults are what an NSM does wrong on purpose. The zero value is none.
 type Faults struct {
 	// Fault is called before each operation, without locks held; its error is
@@ -96,8 +99,9 @@ func New(ca *CA, opt Options) (*NSM, error) {
 	if n.moduleID == "" {
 		n.moduleID = randomModuleID()
 	}
-	if len(n.moduleID) > 128 || strings.ContainsAny(n.moduleID, ". \x00") {
-		return nil, errors.New("software NSM: module id is longer than 128 bytes or holds a dot, blank or zero")
+	foreign := func(r rune) bool { return !strings.ContainsRune(moduleIDBytes, r) }
+	if len(n.moduleID) > 128 || strings.ContainsFunc(n.moduleID, foreign) {
+		return nil, errors.New("software NSM: module id is not of 1 to 128 letters, digits, '-' or '_'")
 	}
 	if err := n.measure(opt); err != nil {
 		return nil, fmt.Errorf("software NSM: %w", err)

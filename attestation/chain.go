@@ -48,7 +48,7 @@ func (r Root) matches(der []byte) bool {
 
 // checkChain verifies the certificates of a document at time t, from the root
 // to the leaf, each issued by the one before it: no path is searched. It
-// returns root and leaf. (AWS 3.2.3)
+// returns root and leaf. Source: AWS 3.2.3.
 func checkChain(doc *Document, root Root, t time.Time, revoked func(*x509.Certificate) bool) (first, leaf *x509.Certificate, err error) {
 	if !root.matches(doc.CABundle[0]) {
 		return nil, nil, ErrRoot
@@ -98,8 +98,8 @@ func checkCertificate(cert, parent *x509.Certificate, below int, t time.Time) er
 }
 
 // checkPlace compares basic constraints and key usage with the place in the
-// chain: below certificates follow, the last of them the leaf. (AWS 3.2.3.2
-// and 3.2.3.3; RFC 5280, sections 4.2.1.3 and 4.2.1.9)
+// chain: below certificates follow, the last of them the leaf. Source: AWS
+// 3.2.3.2 and 3.2.3.3; RFC 5280, sections 4.2.1.3 and 4.2.1.9.
 func checkPlace(cert *x509.Certificate, below int) error {
 	if below == 0 {
 		switch {

@@ -106,15 +106,15 @@ type envelope struct {
 // payload is AttestationDocument of AWS 2.2. Unknown fields are skipped: AWS
 // may add some.
 type payload struct {
-	ModuleID    *string               `cbor:"module_id"`
-	Digest      *string               `cbor:"digest"`
-	Timestamp   *uint64               `cbor:"timestamp"`
-	PCRs        map[uint64]byteString `cbor:"pcrs"`
-	Certificate byteString            `cbor:"certificate"`
-	CABundle    []byteString          `cbor:"cabundle"`
-	PublicKey   byteString            `cbor:"public_key"`
-	UserData    byteString            `cbor:"user_data"`
-	Nonce       byteString            `cbor:"nonce"`
+	ModuleID    *string            `cbor:"module_id"`
+	Digest      *string            `cbor:"digest"`
+	Timestamp   *int64             `cbor:"timestamp"`
+	PCRs        map[int]byteString `cbor:"pcrs"`
+	Certificate byteString         `cbor:"certificate"`
+	CABundle    []byteString       `cbor:"cabundle"`
+	PublicKey   byteString         `cbor:"public_key"`
+	UserData    byteString         `cbor:"user_data"`
+	Nonce       byteString         `cbor:"nonce"`
 }
 
 // parsed is a document together with what its signature covers.
@@ -167,16 +167,14 @@ func parsePayload(data []byte) (*Document, error) {
 	if !isMap(data) || decoding.Unmarshal(data, &p) != nil {
 		return nil, ErrPayload
 	}
-	if p.ModuleID == nil || p.Digest == nil || p.Timestamp == nil ||
-		p.PCRs == nil || p.Certificate == nil || p.CABundle == nil {
-		return nil, ErrMissing
-	}
 	switch {
+	case !p.complete():
+		return nil, ErrMissing
 	case !validModuleID(*p.ModuleID):
 		return nil, ErrModuleID
 	case *p.Digest != "SHA384":
 		return nil, ErrDigest
-	case *p.Timestamp == 0 || *p.Timestamp > maxTimestamp:
+	case *p.Timestamp <= 0 || *p.Timestamp > maxTimestamp:
 		return nil, ErrTimestamp
 	case !validPCRs(p.PCRs):
 		return nil, ErrPCRs
@@ -188,11 +186,18 @@ func parsePayload(data []byte) (*Document, error) {
 	return p.document(), nil
 }
 
+// complete reports whether the mandatory fields of AWS 3.2.2.1 are there and
+// not null.
+func (p *payload) complete() bool {
+	return p.ModuleID != nil && p.Digest != nil && p.Timestamp != nil &&
+		p.PCRs != nil && p.Certificate != nil && p.CABundle != nil
+}
+
 // document converts a payload whose form was checked.
 func (p *payload) document() *Document {
 	d := &Document{
 		ModuleID:    *p.ModuleID,
-		Timestamp:   time.UnixMilli(int64(*p.Timestamp)).UTC(),
+		Timestamp:   time.UnixMilli(*p.Timestamp).UTC(),
 		Digest:      *p.Digest,
 		PCRs:        make(map[int][]byte, len(p.PCRs)),
 		PublicKey:   p.PublicKey,
@@ -201,7 +206,7 @@ func (p *payload) document() *Document {
 		Certificate: p.Certificate,
 	}
 	for i, v := range p.PCRs {
-		d.PCRs[int(i)] = v
+		d.PCRs[i] = v
 	}
 	for _, c := range p.CABundle {
 		d.CABundle = append(d.CABundle, c)
@@ -220,16 +225,16 @@ func validModuleID(id string) bool {
 	return len(id) >= 1 && len(id) <= maxModuleID && !strings.ContainsFunc(id, foreign)
 }
 
-func validPCRs(pcrs map[uint64]byteString) bool {
+func validPCRs(pcrs map[int]byteString) bool {
 	if len(pcrs) > maxPCRs {
 		return false
 	}
 	for i, v := range pcrs {
-		if i >= maxPCRs || len(v) != pcrSize {
+		if i < 0 || i >= maxPCRs || len(v) != pcrSize {
 			return false
 		}
 	}
-	for i := range uint64(bootPCRs) {
+	for i := range bootPCRs {
 		if _, ok := pcrs[i]; !ok {
 			return false
 		}

@@ -150,7 +150,7 @@ func (s *session) send(req request.Request) (response.Response, error) {
 func refusal(code response.ErrorCode) Refusal {
 	switch r := Refusal(code); r {
 	case ErrInvalidArgument, ErrInvalidIndex, ErrInvalidResponse, ErrReadOnlyIndex,
-		ErrInvalidOperation, ErrBufferTooSmall, ErrInputTooLarge, ErrInternal:
+		ErrInvalidOperation, ErrBufferTooSmall, ErrInputTooLarge, ErrInternal, ErrUnknownCode:
 		return r
 	default:
 		return ErrUnknownCode

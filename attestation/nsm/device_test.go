@@ -124,11 +124,11 @@ func TestSessionAsksWhatItsCallerWants(t *testing.T) {
 		t.Errorf("Attest: %q, %v", doc, err)
 	}
 	value, err := s.ExtendPCR(16, []byte("data"))
-	if err != nil || !bytes.Equal(value, register) {
+	if err != nil || !cmp.Equal(value, register) {
 		t.Errorf("ExtendPCR: %x, %v", value, err)
 	}
 	value, locked, err := s.DescribePCR(3)
-	if err != nil || !locked || !bytes.Equal(value, register) {
+	if err != nil || !locked || !cmp.Equal(value, register) {
 		t.Errorf("DescribePCR: %x, %v, %v", value, locked, err)
 	}
 	if err := s.LockPCRs(17); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha512"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ func TestExtendHashesOldValueAndData(t *testing.T) {
 	n := newNSM(t, nsmtest.Options{})
 	want := make([]byte, nsm.PCRSize)
 	for _, data := range []string{"first", "second"} {
-		sum := sha512.Sum384(append(want, data...))
+		sum := sha512.Sum384(slices.Concat(want, []byte(data)))
 		want = sum[:]
 		got, err := n.ExtendPCR(16, []byte(data))
 		if err != nil {

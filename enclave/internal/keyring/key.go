@@ -51,24 +51,24 @@ type signer struct {
 // grant or its algorithm does not sign with refusal.PolicyDenied.
 func (k *Key) NewSigner(kind record.Kind) (*Signer, error) {
 	if !k.policy.Permits(kind) {
-		return nil, fmt.Errorf("sign %s: %w", kind, refusal.PolicyDenied)
+		return nil, fmt.Errorf("prepare signer: %w", refusal.PolicyDenied)
 	}
 	h, err := payload.NewHasher(k.algorithm, kind)
 	if err != nil {
-		return nil, fmt.Errorf("sign %s: %w", kind, refusal.PolicyDenied)
+		return nil, fmt.Errorf("prepare signer: %w", refusal.PolicyDenied)
 	}
 	s := k.ring()
 	s.life.RLock()
 	defer s.life.RUnlock()
 	if s.gone {
-		return nil, fmt.Errorf("sign %s: %w", kind, refusal.NoKeyring)
+		return nil, fmt.Errorf("prepare signer: %w", refusal.NoKeyring)
 	}
 	s.mu.RLock()
 	private := s.vault.get(k.at)
 	s.mu.RUnlock()
 	sch, err := newScheme(k.algorithm, private, k.public)
 	if err != nil {
-		return nil, fmt.Errorf("sign %s: %w", kind, refusal.Internal)
+		return nil, fmt.Errorf("prepare signer: %w", refusal.Internal)
 	}
 	return &Signer{hide(&signer{ring: s, sigLen: k.algorithm.SignatureLen(), hasher: h, scheme: sch})}, nil
 }

@@ -37,21 +37,23 @@ func (s *ring) makeEntry(p pair) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &sealed.Entry{
-		Public: sealed.Public{
-			Version: 1, Keyring: s.keyring, Fingerprint: s.fingerprint, Epoch: s.epoch,
-			KeyID: sealed.KeyID(p.algorithm, public), Algorithm: p.algorithm, PublicKey: public,
-			Address: address(p.algorithm, public), Policy: p.policy,
-		},
-		Nonce: make([]byte, sealed.NonceLen),
-	}
-	rand.Read(e.Nonce) //nolint:errcheck // documented to end the program instead of failing
-	aead, err := s.aead(e.Public.KeyID)
+	return s.seal(sealed.Public{
+		Version: 1, Keyring: s.keyring, Fingerprint: s.fingerprint, Epoch: s.epoch,
+		KeyID: sealed.KeyID(p.algorithm, public), Algorithm: p.algorithm, PublicKey: public,
+		Address: address(p.algorithm, public), Policy: p.policy,
+	}, scalar)
+}
+
+func (s *ring) seal(p sealed.Public, scalar []byte) ([]byte, error) {
+	aead, err := s.aead(p.KeyID)
 	if err != nil {
 		return nil, err
 	}
-	e.Ciphertext = aead.Seal(nil, e.Nonce, scalar, e.Public.AAD())
-	return sealed.EncodeEntry(e), nil
+	nonce := make([]byte, sealed.NonceLen)
+	rand.Read(nonce) //nolint:errcheck // documented to end the program instead of failing
+	return sealed.EncodeEntry(&sealed.Entry{
+		Public: p, Nonce: nonce, Ciphertext: aead.Seal(nil, nonce, scalar, p.AAD()),
+	}), nil
 }
 
 // unseal opens entry. It takes nothing from the public part on trust: what

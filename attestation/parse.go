@@ -226,9 +226,6 @@ func validModuleID(id string) bool {
 }
 
 func validPCRs(pcrs map[int]byteString) bool {
-	if len(pcrs) > maxPCRs {
-		return false
-	}
 	for i, v := range pcrs {
 		if i < 0 || i >= maxPCRs || len(v) != pcrSize {
 			return false

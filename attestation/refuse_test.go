@@ -236,6 +236,10 @@ func wrongChains(f *forger) []refused {
 	forged := f.certify(nil, "regional", asCA(-1)) // the right name, its own key
 	stranger := f.certify(&f.root, "stranger", asCA(-1))
 	renamed := f.certifyKey(&f.root, "renamed", stranger.key, asCA(-1)) // the right key, another name
+	misnamed := stranger                                                // its leaf will name another issuer key, under a right signature
+	copied := *stranger.cert
+	copied.SubjectKeyId = f.root.cert.SubjectKeyId
+	misnamed.cert = &copied
 	critical := pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 1, 1}, Critical: true, Value: []byte{5, 0}}
 	return []refused{
 		{"an intermediate that is no CA", under("no CA", asLeaf, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }), attestation.ErrNotCA},
@@ -249,6 +253,7 @@ func wrongChains(f *forger) []refused {
 		{"more intermediates than permitted", f.from(leafUnder(below), short, below), attestation.ErrPathLen},
 		{"an intermediate that issued itself", f.from(leafUnder(forged), forged), attestation.ErrChain},
 		{"a leaf of the same key under another name", f.from(leafUnder(stranger), renamed), attestation.ErrChain},
+		{"a leaf that names another issuer key", f.from(leafUnder(misnamed), stranger), attestation.ErrChain},
 		{"an expired intermediate", under("old", asCA(-1), func(c *x509.Certificate) { c.NotAfter = f.now.Add(-time.Second) }), attestation.ErrCertificateTime},
 		{"an intermediate not yet valid", under("young", asCA(-1), func(c *x509.Certificate) { c.NotBefore = f.now.Add(time.Second) }), attestation.ErrCertificateTime},
 		{"an unknown critical extension", under("critical", asCA(-1), func(c *x509.Certificate) {

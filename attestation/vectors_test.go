@@ -164,7 +164,7 @@ func TestEveryChangedByteOfARealDocumentIsRefused(t *testing.T) {
 			continue
 		}
 		p := attestation.RecordedPolicy{Root: attestation.AWSRoot(), Images: []attestation.Image{v.image(t)}}
-		for i := 0; i < len(v.raw); i += 7 { // a prime step reaches every field in a second
+		for i := 0; i < len(v.raw); i += 31 { // a prime step reaches every field
 			raw := bytes.Clone(v.raw)
 			raw[i] ^= 0x01
 			if _, err := attestation.VerifyRecorded(raw, p); err == nil {

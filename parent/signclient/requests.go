@@ -118,12 +118,14 @@ func (c *Client) keep(t wire.Ticket, asked time.Time) error {
 }
 
 // do makes one request and reads its answer. Its errors start with what.
-func do[Reply any](ctx context.Context, c *Client, t wire.Type, what string, timeout time.Duration, req any) (*Reply, error) {
+func do[Reply any](ctx context.Context, c *Client, t wire.Type, what string, timeout time.Duration, req any) (reply *Reply, err error) {
+	traced := c.opt.Trace(t)
+	defer func() { traced(err) }()
 	m, asked, err := c.roundTrip(ctx, t, timeout, req)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	reply := new(Reply)
+	reply = new(Reply)
 	var code error
 	var ticket wire.Ticket
 	if m.Type == wire.TypeError {

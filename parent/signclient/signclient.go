@@ -54,6 +54,9 @@ type Options struct {
 	// SlowTimeout is the same for configure, create_keyring, load and add_keys,
 	// which wait for KMS or make keys. 0 is DefaultSlowTimeout.
 	SlowTimeout time.Duration
+	// Trace, where set, is called before each request, and what it returns with
+	// the outcome. It measures and must not block.
+	Trace func(t wire.Type) func(err error)
 	// Logger is told when a connection is lost. Nil: nobody is.
 	Logger *slog.Logger
 	// Now is read for the age of tickets and for deadlines; its monotonic part
@@ -67,6 +70,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.SlowTimeout <= 0 {
 		o.SlowTimeout = DefaultSlowTimeout
+	}
+	if o.Trace == nil {
+		o.Trace = func(wire.Type) func(error) { return func(error) {} }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -1,0 +1,4 @@
+package payload
+
+// TestingOnlyChecksum spells an address as EIP-55 says.
+var TestingOnlyChecksum = checksum

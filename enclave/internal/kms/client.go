@@ -17,8 +17,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/keyhold/keyhold/attestation/nsm"
-	"github.com/keyhold/keyhold/enclave/internal/attest"
 	"github.com/keyhold/keyhold/enclave/internal/secret"
+	"github.com/keyhold/keyhold/internal/receipt"
 )
 
 const (
@@ -172,7 +172,7 @@ func (c *Client) prepare(ctx context.Context, op string) (*request, error) {
 	if err != nil {
 		return nil, c.fail(ctx, op, CodeNSM)
 	}
-	document, err := c.nsm.Attest(nsm.AttestRequest{PublicKey: public, UserData: attest.UserData(attest.KindKMS, nil)})
+	document, err := c.nsm.Attest(nsm.AttestRequest{PublicKey: public, UserData: receipt.UserData(receipt.KindKMS, nil)})
 	if err != nil || len(document) == 0 {
 		return nil, c.fail(ctx, op, CodeNSM)
 	}

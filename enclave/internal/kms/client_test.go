@@ -18,9 +18,9 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/attestation/nsmtest"
-	"github.com/keyhold/keyhold/enclave/internal/attest"
 	"github.com/keyhold/keyhold/enclave/internal/kms"
 	localkms "github.com/keyhold/keyhold/internal/awslocal/kms"
+	"github.com/keyhold/keyhold/internal/receipt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -89,7 +89,7 @@ func TestEveryRequestHasAFreshKeyAndTheKindOfItsDocument(t *testing.T) {
 			return
 		}
 		keys[string(doc.PublicKey)] = true
-		if diff := cmp.Diff(attest.UserData(attest.KindKMS, nil), doc.UserData); diff != "" {
+		if diff := cmp.Diff(receipt.UserData(receipt.KindKMS, nil), doc.UserData); diff != "" {
 			t.Errorf("user_data (-want +got):\n%s", diff)
 		}
 		if doc.Nonce != nil {

@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyhold/keyhold/attestation"
+	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/refusal"
+)
+
+// configPCR is the register that holds the config's measurement.
+const configPCR = 16
+
+// maxFile bounds a file of measurements or certificates, in bytes.
+const maxFile = 1 << 20
+
+// AttestOptions say what an enclave must prove to be.
+type AttestOptions struct {
+	PCR0         []string // hex
+	Measurements string   // file that nitro-cli build-enclave or describe-eif printed
+	Config       string   // file
+	TestRoot     string   // file; PEM of a root that is not Amazon's
+}
+
+// AddFlags lets c's command line fill o.
+func (o *AttestOptions) AddFlags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringSliceVar(&o.PCR0, "pcr0", splitEnv(EnvPCR0), "PCR0 of a wanted image, 96 hex `digits`; may be repeated (env "+EnvPCR0+")")
+	f.StringVar(&o.Measurements, "measurements", os.Getenv(EnvMeasurements), "`file` with the JSON that nitro-cli build-enclave printed, in place of --pcr0 (env "+EnvMeasurements+")")
+	f.StringVar(&o.Config, "config", os.Getenv(EnvConfig), "the enclave's config `file`, which gives PCR16 (env "+EnvConfig+")")
+	f.StringVar(&o.TestRoot, "test-root", os.Getenv(EnvTestRoot), "for local mode only: `file` with the root certificate that is trusted in place of Amazon's (env "+EnvTestRoot+")")
+}
+
+func splitEnv(name string) []string {
+	v := os.Getenv(name)
+	if v == "" {
+		return nil
+	}
+	return strings.Split(v, ",")
+}
+
+// ReadConfig returns the config file as it is and what it says.
+func (o *AttestOptions) ReadConfig() ([]byte, *config.Config, error) {
+	if o.Config == "" {
+		return nil, nil, Usagef("no config: give --config FILE or set %s", EnvConfig)
+	}
+	raw, err := os.ReadFile(o.Config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the config: %w", err)
+	}
+	parsed, err := config.Parse(raw)
+	if err != nil {
+		return nil, nil, fmt.Errorf("config %s: %w (%w)", o.Config, err, refusal.ConfigInvalid)
+	}
+	return raw, parsed, nil
+}
+
+// Images are the wanted images without PCR16.
+func (o *AttestOptions) Images() ([]attestation.Image, error) {
+	var images []attestation.Image
+	for _, text := range o.PCR0 {
+		v, err := parsePCR(text)
+		if err != nil {
+			return nil, Usagef("--pcr0: %w", err)
+		}
+		images = append(images, attestation.Image{PCRs: map[int][]byte{0: v}})
+	}
+	if o.Measurements != "" {
+		img, err := readMeasurements(o.Measurements)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, img)
+	}
+	if len(images) == 0 {
+		return nil, Usagef("no wanted image: give --pcr0 HEX or --measurements FILE")
+	}
+	return images, nil
+}
+
+// Pairs are the wanted images, each with PCR16 of the config file.
+func (o *AttestOptions) Pairs() ([]attestation.Image, error) {
+	images, err := o.Images()
+	if err != nil {
+		return nil, err
+	}
+	raw, _, err := o.ReadConfig()
+	if err != nil {
+		return nil, err
+	}
+	pcr := config.PCR16(raw)
+	for _, img := range images {
+		img.PCRs[configPCR] = pcr[:]
+	}
+	return images, nil
+}
+
+// Root is the trusted root. Another than Amazon's is said aloud on warn.
+func (o *AttestOptions) Root(warn io.Writer) (attestation.Root, error) {
+	if o.TestRoot == "" {
+		return attestation.AWSRoot(), nil
+	}
+	b, err := readFile(o.TestRoot)
+	if err != nil {
+		return attestation.Root{}, fmt.Errorf("read the test root: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return attestation.Root{}, Usagef("%s holds no PEM certificate", o.TestRoot)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return attestation.Root{}, Usagef("%s holds no certificate that can be read", o.TestRoot)
+	}
+	if _, err := fmt.Fprintf(warn, "WARNING: attestation is checked against the root in %s, NOT against Amazon's.\n"+
+		"WARNING: whoever holds that root's key can pretend to be any enclave. For local mode only.\n", o.TestRoot); err != nil {
+		return attestation.Root{}, fmt.Errorf("warn of the test root: %w", err)
+	}
+	return attestation.TestRoot(cert), nil
+}
+
+func parsePCR(text string) ([]byte, error) {
+	v, err := hex.DecodeString(strings.TrimSpace(text))
+	if err != nil || len(v) != 48 {
+		return nil, fmt.Errorf("want 96 hex digits: %w", refusal.UsageWrong)
+	}
+	return v, nil
+}
+
+// readMeasurements takes the registers 0 to 2, and 8 where the image is signed.
+// nitro-cli also prints HashAlgorithm.
+func readMeasurements(path string) (attestation.Image, error) {
+	b, err := readFile(path)
+	if err != nil {
+		return attestation.Image{}, fmt.Errorf("read the measurements: %w", err)
+	}
+	var printed struct {
+		Measurements struct {
+			PCR0, PCR1, PCR2, PCR8 string
+		}
+	}
+	if err := json.Unmarshal(b, &printed); err != nil {
+		return attestation.Image{}, Usagef("%s is not the JSON that nitro-cli build-enclave prints", path)
+	}
+	img := attestation.Image{PCRs: map[int][]byte{}}
+	m := printed.Measurements
+	for register, text := range map[int]string{0: m.PCR0, 1: m.PCR1, 2: m.PCR2, 8: m.PCR8} {
+		if text == "" && register != 0 {
+			continue
+		}
+		v, err := parsePCR(text)
+		if err != nil {
+			return attestation.Image{}, Usagef("%s: PCR%d: %w", path, register, err)
+		}
+		img.PCRs[register] = v
+	}
+	return img, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return b, err
+}

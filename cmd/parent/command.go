@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -160,5 +162,15 @@ func (o *options) validate() error {
 	bad(len(o.pcr0)+len(o.measurements) == 0, "--pcr0 or --measurements is needed: which image is wanted?")
 	bad(o.workers < 1, "--workers must be at least 1")
 	bad(o.lease < 0, "--lease must not be negative")
+	bad(o.listen != "" && !onLoopback(o.listen), "--listen must be a loopback address with a port, as 127.0.0.1:9464: nobody is asked who he is")
 	return errors.Join(errs...)
+}
+
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -74,7 +75,10 @@ func TestTheDataKeyIsInNoLog(t *testing.T) {
 
 func TestEveryRequestHasAFreshKeyAndTheKindOfItsDocument(t *testing.T) {
 	w := newWorld(t)
-	keys := map[string]bool{}
+	var (
+		mu   sync.Mutex
+		keys = map[string]bool{}
+	)
 	w.serveTLS(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body := readAll(t, r.Body)
 		var in struct {
@@ -88,7 +92,9 @@ func TestEveryRequestHasAFreshKeyAndTheKindOfItsDocument(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		mu.Lock()
 		keys[string(doc.PublicKey)] = true
+		mu.Unlock()
 		if diff := cmp.Diff(receipt.UserData(receipt.KindKMS, nil), doc.UserData); diff != "" {
 			t.Errorf("user_data (-want +got):\n%s", diff)
 		}
@@ -103,6 +109,8 @@ func TestEveryRequestHasAFreshKeyAndTheKindOfItsDocument(t *testing.T) {
 			t.Error("an empty refusal was taken for an answer")
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(keys) != 3 {
 		t.Errorf("%d keys in 3 requests", len(keys))
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -220,8 +221,13 @@ func TestAReplyThatIsNotForgedPasses(t *testing.T) {
 
 func TestAReplayedReplyIsRefused(t *testing.T) {
 	w := newWorld(t)
-	var first []byte
+	var (
+		mu    sync.Mutex
+		first []byte
+	)
 	w.forging(t, func(_ *testing.T, _ []byte, a answer) {
+		mu.Lock()
+		defer mu.Unlock()
 		encoded, err := json.Marshal(a["CiphertextForRecipient"])
 		if err != nil {
 			t.Error(err)

@@ -3,6 +3,7 @@ package kms_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ func TestTheDataKeyIsInNoLog(t *testing.T) {
 	}
 	w.opt.Logger.InfoContext(t.Context(), "key", slog.Any("dek", dek))
 	err = dek.Use(func(b []byte) error {
-		for _, form := range []string{string(b), fmt.Sprintf("%x", b), fmt.Sprintf("%X", b), fmt.Sprint(b)} {
+		for _, form := range []string{string(b), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)), fmt.Sprintf("%d", b)} {
 			if strings.Contains(w.log.String(), form) {
 				t.Error("the data key is in the log")
 			}
@@ -178,9 +179,11 @@ func failing(op, which string) error {
 func TestKMSRefusesWhoeverThePolicyDoesNotName(t *testing.T) {
 	tests := map[string]func(t *testing.T, w *world){
 		"another image": func(t *testing.T, w *world) {
+			t.Helper()
 			w.opt.NSM = bootedNSM(t, w.ca, "another image")
 		},
 		"another config": func(t *testing.T, w *world) {
+			t.Helper()
 			n, err := nsmtest.New(w.ca, nsmtest.Options{PCRs: nsmtest.Measurements("image")})
 			if err != nil {
 				t.Fatal(err)
@@ -194,6 +197,7 @@ func TestKMSRefusesWhoeverThePolicyDoesNotName(t *testing.T) {
 			w.opt.NSM = n
 		},
 		"a config that is not locked": func(t *testing.T, w *world) {
+			t.Helper()
 			n, err := nsmtest.New(w.ca, nsmtest.Options{PCRs: nsmtest.Measurements("image")})
 			if err != nil {
 				t.Fatal(err)
@@ -204,6 +208,7 @@ func TestKMSRefusesWhoeverThePolicyDoesNotName(t *testing.T) {
 			w.opt.NSM = n
 		},
 		"an NSM of another maker": func(t *testing.T, w *world) {
+			t.Helper()
 			ca, err := nsmtest.NewCA(w.now)
 			if err != nil {
 				t.Fatal(err)
@@ -219,6 +224,7 @@ func TestKMSRefusesWhoeverThePolicyDoesNotName(t *testing.T) {
 			}
 		},
 		"a key that admits image and config in two pairs, not together": func(t *testing.T, w *world) {
+			t.Helper()
 			mine, other := pairOf(t, w.nsm), pairOf(t, w.nsm)
 			other.PCR0 = bytes.Repeat([]byte{1}, 48)
 			mine.PCR16 = bytes.Repeat([]byte{2}, 48)

@@ -178,11 +178,12 @@ func decryptCBC(key, iv, ciphertext []byte) ([]byte, error) {
 // unpad checks all of the PKCS #7 padding in time that depends on nothing but
 // the length. ok is 1 or 0; p is not empty and a multiple of the block size.
 func unpad(p []byte) (length, ok int) {
-	padding := int(p[len(p)-1])
+	last := p[len(p)-1]
+	padding := int(last)
 	ok = subtle.ConstantTimeLessOrEq(1, padding) & subtle.ConstantTimeLessOrEq(padding, aes.BlockSize)
 	for i := 1; i <= aes.BlockSize; i++ {
 		inside := subtle.ConstantTimeLessOrEq(i, padding)
-		same := subtle.ConstantTimeByteEq(p[len(p)-i], byte(padding))
+		same := subtle.ConstantTimeByteEq(p[len(p)-i], last)
 		ok &= subtle.ConstantTimeSelect(inside, same, 1)
 	}
 	return len(p) - padding, ok

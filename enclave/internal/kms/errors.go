@@ -14,6 +14,7 @@ import (
 // Class says what a caller can do about an error.
 type Class uint8
 
+// The classes.
 const (
 	ClassUnknown Class = iota // neither is known; nothing was changed, since a data key nobody got is no state
 	ClassRetry                // the same call may succeed later
@@ -23,6 +24,7 @@ const (
 // Code is stable: operators and other programs match on it.
 type Code string
 
+// The codes.
 const (
 	CodeDebugEnclave Code = "debug_enclave"    // PCR0 is zero: this enclave can be read from outside
 	CodeNSM          Code = "nsm_failed"       // the NSM gave no document
@@ -98,7 +100,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // Is compares codes, so that the sentinels match whatever the operation.
 func (e *Error) Is(target error) bool {
-	other, ok := target.(*Error) //nolint:errorlint // Is is called for each link of the chain
+	other, ok := target.(*Error)
 	return ok && other.Code == e.Code
 }
 

@@ -174,11 +174,12 @@ func (w *world) keyFor(t *testing.T, principal string, pairs ...localkms.Pair) s
 // serve runs f on a loopback listener until the test ends.
 func (w *world) serve(t *testing.T, f func(context.Context, net.Listener) error) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // must outlive the test's own context until Cleanup
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // t.Context ends before Cleanup
 	done := make(chan error, 1)
 	go func() { done <- f(ctx, l) }()
 	t.Cleanup(func() {

@@ -161,6 +161,7 @@ func TestRepliesThatBreakAPromiseAreRefused(t *testing.T) {
 	}
 	sealed := func(content []byte) func(*testing.T, []byte, answer) {
 		return func(t *testing.T, request []byte, a answer) {
+			t.Helper()
 			a["CiphertextForRecipient"] = envelopeFor(t, recipientOf(t, request), content)
 		}
 	}
@@ -168,15 +169,18 @@ func TestRepliesThatBreakAPromiseAreRefused(t *testing.T) {
 		change func(*testing.T, []byte, answer)
 		only   string // the operation that has the field; empty: both
 	}{
-		"another KeyId":            {change: set("KeyId", otherKey)},
-		"a bare KeyId":             {change: set("KeyId", strings.Split(w.keyARN, "/")[1])},
-		"no KeyId":                 {change: set("KeyId", nil)},
-		"a plaintext beside":       {change: set("Plaintext", []byte(untrusted))},
-		"no envelope":              {change: set("CiphertextForRecipient", nil)},
-		"an empty envelope":        {change: set("CiphertextForRecipient", []byte{})},
-		"an envelope of 100 KB":    {change: set("CiphertextForRecipient", make([]byte, 40_000))},
-		"a plaintext instead":      {change: func(_ *testing.T, _ []byte, a answer) { delete(a, "CiphertextForRecipient"); a["Plaintext"] = dataKey }},
-		"an envelope for another":  {change: func(t *testing.T, _ []byte, a answer) { a["CiphertextForRecipient"] = goodParts(t).build() }},
+		"another KeyId":         {change: set("KeyId", otherKey)},
+		"a bare KeyId":          {change: set("KeyId", strings.Split(w.keyARN, "/")[1])},
+		"no KeyId":              {change: set("KeyId", nil)},
+		"a plaintext beside":    {change: set("Plaintext", []byte(untrusted))},
+		"no envelope":           {change: set("CiphertextForRecipient", nil)},
+		"an empty envelope":     {change: set("CiphertextForRecipient", []byte{})},
+		"an envelope of 100 KB": {change: set("CiphertextForRecipient", make([]byte, 40_000))},
+		"a plaintext instead":   {change: func(_ *testing.T, _ []byte, a answer) { delete(a, "CiphertextForRecipient"); a["Plaintext"] = dataKey }},
+		"an envelope for another": {change: func(t *testing.T, _ []byte, a answer) {
+			t.Helper()
+			a["CiphertextForRecipient"] = goodParts(t).build()
+		}},
 		"a data key of 31 bytes":   {change: sealed(dataKey[:31])},
 		"a data key of 33 bytes":   {change: sealed(append(bytes.Clone(dataKey), 1))},
 		"an empty data key":        {change: sealed(nil)},
@@ -207,6 +211,7 @@ func TestAReplyThatIsNotForgedPasses(t *testing.T) {
 	for name, change := range map[string]func(*testing.T, []byte, answer){
 		"as it was": func(*testing.T, []byte, answer) {},
 		"sealed anew": func(t *testing.T, request []byte, a answer) {
+			t.Helper()
 			a["CiphertextForRecipient"] = envelopeFor(t, recipientOf(t, request), dataKey)
 		},
 	} {

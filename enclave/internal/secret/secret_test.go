@@ -30,7 +30,7 @@ func leaks(text string) bool {
 		hex.EncodeToString(raw),
 		strings.ToUpper(hex.EncodeToString(raw)),
 		base64.StdEncoding.EncodeToString(raw),
-		strings.Trim(fmt.Sprint(raw), "[]"), // 109 97 114 ...
+		strings.Trim(fmt.Sprintf("%d", raw), "[]"), // 109 97 114 ...
 		"0x6d, 0x61, 0x72",
 		"0x6d 0x61 0x72",
 	}

@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	tokenPath  = "/latest/api/token"
+	tokenPath  = "/latest/api/token" //nolint:gosec // a path
 	rolePath   = "/latest/meta-data/iam/security-credentials/"
-	tokenName  = "X-Aws-Ec2-Metadata-Token"
+	tokenName  = "X-Aws-Ec2-Metadata-Token" //nolint:gosec // the name of a header
 	ttlName    = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 	maxTTL     = 21600 // seconds, the limit of EC2
 	tokenBytes = 8 + sha256.Size
@@ -154,7 +154,7 @@ func (s *Server) issueToken(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) token(expires time.Time) string {
-	body := binary.BigEndian.AppendUint64(nil, uint64(expires.UnixNano())) //nolint:gosec // after 1970
+	body := binary.BigEndian.AppendUint64(nil, uint64(expires.UnixNano()))
 	return base64.URLEncoding.EncodeToString(append(body, s.mac(body)...))
 }
 

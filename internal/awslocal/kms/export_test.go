@@ -11,9 +11,10 @@ func TestingOnlyDecide(policy, keyARN, principal, action string, context map[str
 		return "allowed", nil
 	case explicitDeny:
 		return "explicit deny", nil
-	default:
+	case implicitDeny:
 		return "implicit deny", nil
 	}
+	return "", errPolicy
 }
 
 var (

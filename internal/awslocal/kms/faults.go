@@ -8,6 +8,7 @@ import (
 // FaultKind is what goes wrong with one request.
 type FaultKind uint8
 
+// The kinds.
 const (
 	NoFault       FaultKind = iota
 	Throttle                // ThrottlingException, nothing done

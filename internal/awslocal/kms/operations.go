@@ -93,7 +93,7 @@ func (s *Server) use(keyID, principal, action string, encCtx map[string]string, 
 }
 
 // release puts a plaintext into the answer, sealed where there is a recipient.
-func (s *Server) release(rec *recipient, plaintext []byte) (clear, sealed []byte, apiErr *apiError) {
+func (s *Server) release(rec *recipient, plaintext []byte) (bare, sealed []byte, apiErr *apiError) {
 	if rec == nil {
 		return plaintext, nil, nil
 	}

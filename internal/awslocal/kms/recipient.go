@@ -94,6 +94,7 @@ func (r *recipient) addConditions(context map[string]string) {
 // been seen to use both.
 type Encoding uint8
 
+// The encodings.
 const (
 	Alternate   Encoding = iota // one after the other
 	Constructed                 // indefinite length, an octet string inside

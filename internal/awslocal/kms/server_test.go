@@ -148,11 +148,7 @@ func TestTheSDKSeesAKMS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := described.KeyMetadata
-	if *m.Arn != *arn || *m.Description != "local" || m.KeyState != types.KeyStateEnabled || m.KeySpec != types.KeySpecSymmetricDefault ||
-		m.Origin != types.OriginTypeAwsKms || *m.MultiRegion || m.CreationDate.IsZero() {
-		t.Errorf("metadata: %+v", m)
-	}
+	checkMetadata(t, described.KeyMetadata, *arn)
 	policy, err := root.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: arn})
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +162,14 @@ func TestTheSDKSeesAKMS(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{*arn}, f.KeyARNs()); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+}
+
+func checkMetadata(t *testing.T, m *types.KeyMetadata, arn string) {
+	t.Helper()
+	if *m.Arn != arn || *m.Description != "local" || m.KeyState != types.KeyStateEnabled || m.KeySpec != types.KeySpecSymmetricDefault ||
+		m.Origin != types.OriginTypeAwsKms || *m.MultiRegion || m.CreationDate.IsZero() {
+		t.Errorf("metadata: %+v", m)
 	}
 }
 
@@ -315,7 +319,7 @@ func TestPutKeyPolicy(t *testing.T) {
 	wantError(t, put("ROOT", open(), false), "AccessDeniedException") // and now it is
 	_, err := f.as("ROOT").GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: &arn})
 	wantError(t, err, "AccessDeniedException")
-	if err := f.Server.PutKeyPolicy(arn, []byte(open())); err != nil {
+	if err := f.PutKeyPolicy(arn, []byte(open())); err != nil {
 		t.Fatal(err)
 	}
 	if err := put("ROOT", open(), false); err != nil {
@@ -599,14 +603,15 @@ func TestTheDefaultPolicyAdmitsPairsAndNothingElse(t *testing.T) {
 
 func TestServeEndsWithItsContextAndSpeaksTLS(t *testing.T) {
 	f := newFixture(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Serve(ctx, l) }()
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: f.Roots(), ServerName: f.Host()}}} //nolint:gosec // the default minimum is TLS 1.2
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: f.Roots(), ServerName: f.Host()}}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+l.Addr().String(), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"time"
@@ -109,7 +110,7 @@ func Format(raw []byte) ([]byte, error) {
 	if err := dec.Decode(&c); err != nil {
 		return nil, fmt.Errorf("%w: not the JSON of a config: %w", ErrInvalid, err)
 	}
-	if dec.More() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) { // More is false before a stray bracket
 		return nil, fmt.Errorf("%w: more than one JSON value", ErrInvalid)
 	}
 	if err := c.Validate(); err != nil {
@@ -170,7 +171,8 @@ func (c *Config) Validate() error {
 	if c.Lease.MaxMS < 1000 || c.Lease.MaxMS > 600_000 {
 		bad("lease.max_ms must be between 1000 and 600000")
 	}
-	if c.Lease.MarginMS*10 < c.Lease.MaxMS || c.Lease.MarginMS*2 > c.Lease.MaxMS {
+	// Divided, not multiplied: a huge margin would wrap around.
+	if c.Lease.MarginMS < (c.Lease.MaxMS+9)/10 || c.Lease.MarginMS > c.Lease.MaxMS/2 {
 		bad("lease.margin_ms must be between a tenth and a half of lease.max_ms")
 	}
 	return errors.Join(errs...)

@@ -247,4 +247,3 @@ func TestTwoServersOpenOneKeyring(t *testing.T) {
 		t.Errorf("got %v, want %s", err, refusal.KMSWrongKey)
 	}
 }
-

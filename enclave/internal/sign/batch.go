@@ -140,7 +140,7 @@ func (e *Engine) signOne(s *keyring.Signer, payload []byte) (record.Outcome, err
 		}
 		return record.Outcome{Refusal: string(code)}, nil
 	}
-	if !e.skipVerify && !s.Verify(sig) {
+	if !e.verify(s, sig) {
 		return record.Outcome{}, refusal.VerifyFailed
 	}
 	return record.Outcome{Signature: sig}, nil

@@ -1,0 +1,168 @@
+package sign_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"golang.org/x/sys/unix"
+
+	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/internal/wire"
+)
+
+const benchBatch = 500
+
+// benchRecords are as docs/performance.md measures: 500 payloads of 100 bytes.
+func benchRecords() []record.Record {
+	rs := make([]record.Record, benchBatch)
+	for i := range rs {
+		rs[i].Payload = make([]byte, 100)
+		rand.Read(rs[i].Payload)
+	}
+	return rs
+}
+
+// bareLoop is what the enclave is compared with: EIP-191 hash, crypto.Sign,
+// crypto.VerifySignature.
+func bareLoop(tb testing.TB, rs []record.Record, verify bool) func() {
+	tb.Helper()
+	key, err := crypto.GenerateKey()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	public := crypto.FromECDSAPub(&key.PublicKey)
+	return func() {
+		for _, r := range rs {
+			prefix := fmt.Sprintf("\x19Ethereum Signed Message:\n%d", len(r.Payload))
+			digest := crypto.Keccak256([]byte(prefix), r.Payload)
+			sig, err := crypto.Sign(digest, key)
+			if err != nil || verify && !crypto.VerifySignature(public, digest, sig[:64]) {
+				tb.Fatal("the bare loop failed")
+			}
+		}
+	}
+}
+
+// engineLoop is everything from the decoded request to the reply.
+func engineLoop(tb testing.TB, rs []record.Record, verify bool) func() {
+	tb.Helper()
+	f := ready(tb, 1)
+	if !verify {
+		f.engine.TestingOnlySkipVerify()
+	}
+	l := f.lane(tb)
+	body := record.EncodePayload(rs)
+	fence := record.Fence(0)
+	return func() {
+		fence++
+		m := f.request(func(m *wire.Sign) { m.Payload, m.KeyFence, m.Ack = body, fence, uint64(fence-1) })
+		if _, err := f.engine.Sign(tb.Context(), l, m); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func measure(b *testing.B, loop func()) {
+	b.Helper()
+	b.ReportAllocs()
+	for b.Loop() {
+		loop()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchBatch, "ns/record")
+}
+
+func BenchmarkBareSign(b *testing.B)         { measure(b, bareLoop(b, benchRecords(), false)) }
+func BenchmarkBareSignVerify(b *testing.B)   { measure(b, bareLoop(b, benchRecords(), true)) }
+func BenchmarkEngineSign(b *testing.B)       { measure(b, engineLoop(b, benchRecords(), false)) }
+func BenchmarkEngineSignVerify(b *testing.B) { measure(b, engineLoop(b, benchRecords(), true)) }
+
+// What stands beside hash, sign and verify must stay small. CPU time of this
+// thread is measured, and the best of many runs counts: others use this machine
+// too.
+func TestRulesCostLittleBesideSigning(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures time")
+	}
+	const limit, runs = 1.12, 15
+	for _, verify := range []bool{false, true} {
+		t.Run(fmt.Sprintf("verify %t", verify), func(t *testing.T) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			rs := benchRecords()
+			loop, engine := bareLoop(t, rs, verify), engineLoop(t, rs, verify)
+			bareTime, engineTime := time.Hour, time.Hour
+			for range runs {
+				bareTime, engineTime = min(bareTime, cpuTime(t, loop)), min(engineTime, cpuTime(t, engine))
+			}
+			ratio := float64(engineTime) / float64(bareTime)
+			t.Logf("%v against %v: %.3f", engineTime, bareTime, ratio)
+			if ratio > limit {
+				t.Errorf("the engine takes %.3f of the bare loop, limit %.2f", ratio, limit)
+			}
+		})
+	}
+}
+
+func cpuTime(t *testing.T, f func()) time.Duration {
+	t.Helper()
+	used := func() time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := used()
+	f()
+	return used() - before
+}
+
+// Nothing that a program links can switch verification off: the field is
+// unexported, and outside of tests it is set in New alone, to Signer.Verify.
+func TestVerifyIsSetInNewAlone(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uses := 0
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		fset := token.NewFileSet()
+		parsed, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.KeyValueExpr:
+				if id, ok := n.Key.(*ast.Ident); ok && id.Name == "verify" {
+					uses++
+					if sel, ok := n.Value.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Verify" {
+						t.Errorf("%s: verify is set to something else", fset.Position(n.Pos()))
+					}
+				}
+			case *ast.AssignStmt:
+				for _, lhs := range n.Lhs {
+					if sel, ok := lhs.(*ast.SelectorExpr); ok && sel.Sel.Name == "verify" {
+						t.Errorf("%s: verify is assigned", fset.Position(n.Pos()))
+					}
+				}
+			}
+			return true
+		})
+	}
+	if uses != 1 {
+		t.Errorf("verify is set in %d places, want 1", uses)
+	}
+}

@@ -1,0 +1,228 @@
+package sign_test
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyhold/keyhold/enclave/internal/sign"
+	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/internal/wire"
+)
+
+// stage is an engine in a bubble whose batches stop before each record until
+// they are let on. Its clock is the bubble's.
+type stage struct {
+	*fixture
+	at   chan string   // a payload about to be signed
+	goOn chan struct{} // lets one record be signed
+}
+
+func newStage(t *testing.T, keys int) *stage {
+	t.Helper()
+	s := &stage{at: make(chan string, 16), goOn: make(chan struct{})}
+	start := time.Now()
+	s.fixture = newFixture(t, func(o *sign.Options) {
+		mono := func() time.Duration { return time.Since(start) }
+		o.Clock = sign.Clock{Mono: mono, Wall: time.Now}
+		o.BeforeRecord = func(p []byte) {
+			s.at <- string(p)
+			<-s.goOn
+		}
+	})
+	s.open(t, keys, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
+	return s
+}
+
+// begin signs in the background on a lane of its own.
+func (s *stage) begin(ctx context.Context, t *testing.T, change ...func(*wire.Sign)) <-chan error {
+	t.Helper()
+	l, m := s.lane(t), s.request(change...)
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.engine.Sign(ctx, l, m)
+		done <- err
+	}()
+	return done
+}
+
+func fenceAt(n record.Fence) func(*wire.Sign) { return func(m *wire.Sign) { m.KeyFence = n } }
+
+func TestCancelAnswersAtOnceAndTheRunningBatchIsNotReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		done := s.begin(t.Context(), t, fenceAt(3))
+		<-s.at
+		_, err := s.engine.Cancel(&wire.Cancel{KeyID: s.keys[0].KeyID, KeyFence: 3})
+		want(t, err, "")
+		close(s.goOn)
+		want(t, <-done, refusal.FenceStale)
+		if st := s.engine.Status(); st.Batches != 0 {
+			t.Error("a cancelled batch was released")
+		}
+	})
+}
+
+func TestABatchThatTookTooLongIsNotReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		done := s.begin(t.Context(), t)
+		<-s.at
+		time.Sleep(9 * time.Second) //nolint:forbidigo // a bubble's clock
+		close(s.goOn)
+		want(t, <-done, refusal.Deadline)
+	})
+}
+
+func TestOneBatchAtATimeUsesAKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 2)
+		first := s.begin(t.Context(), t, fenceAt(1))
+		<-s.at
+		second := s.begin(t.Context(), t, fenceAt(1))
+		other := s.begin(t.Context(), t, func(m *wire.Sign) { m.KeyID = s.keys[1].KeyID })
+		synctest.Wait()
+		if n := len(s.at); n != 1 {
+			t.Fatalf("%d batches entered beside the first, want only that of the other key", n)
+		}
+		close(s.goOn)
+		want(t, <-first, "")
+		want(t, <-second, "")
+		want(t, <-other, "")
+		if _, used := s.engine.TestingOnlyGates(); used != 0 {
+			t.Errorf("%d keys still in use", used)
+		}
+	})
+}
+
+func TestWaitingForAKeyEndsWithTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		first := s.begin(t.Context(), t)
+		<-s.at
+		second := s.begin(t.Context(), t, func(m *wire.Sign) { m.LeaseMS = 3000 })
+		before := time.Now()
+		want(t, <-second, refusal.Deadline)
+		if waited := time.Since(before); waited != 2*time.Second {
+			t.Errorf("waited %v, want 2s", waited)
+		}
+		close(s.goOn)
+		want(t, <-first, "")
+		if _, used := s.engine.TestingOnlyGates(); used != 0 {
+			t.Errorf("%d keys still in use", used)
+		}
+	})
+}
+
+func TestWaitingForAKeyEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		first := s.begin(t.Context(), t)
+		<-s.at
+		ctx, cancel := context.WithCancel(t.Context())
+		second := s.begin(ctx, t)
+		synctest.Wait()
+		cancel()
+		if err := <-second; err == nil {
+			t.Error("signed without the key")
+		}
+		close(s.goOn)
+		want(t, <-first, "")
+	})
+}
+
+func TestANewerFenceRevokesTheBatchAtWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		old := s.begin(t.Context(), t, fenceAt(1))
+		<-s.at
+		newer := s.begin(t.Context(), t, fenceAt(2))
+		synctest.Wait()
+		close(s.goOn)
+		want(t, <-old, refusal.FenceStale)
+		want(t, <-newer, "")
+	})
+}
+
+func TestTwoBatchesUnderOneFenceCannotBothWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, 1)
+		first := s.begin(t.Context(), t, fenceAt(1))
+		<-s.at
+		// Neither is known to the gate yet when both queue under fence 2.
+		a := s.begin(t.Context(), t, fenceAt(2))
+		synctest.Wait()
+		b := s.begin(t.Context(), t, fenceAt(2), func(m *wire.Sign) { m.BatchID = "imp-b0000001" })
+		synctest.Wait()
+		close(s.goOn)
+		want(t, <-first, refusal.FenceStale)
+		want(t, <-a, "")
+		want(t, <-b, refusal.FenceConflict)
+	})
+}
+
+func TestAPanicLeavesTheKeyFree(t *testing.T) {
+	armed := true
+	f := newFixture(t, hook(func([]byte) {
+		if armed {
+			armed = false
+			panic("poison")
+		}
+	}))
+	f.open(t, 1, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
+	l := f.lane(t)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		_, _ = f.engine.Sign(t.Context(), l, f.request(func(m *wire.Sign) { m.Alone = true }))
+	}()
+	_, err := f.engine.Sign(t.Context(), l, f.request())
+	want(t, err, "")
+}
+
+// Mutexes are no durable block in a bubble, so this runs outside of one.
+func TestASuspectIsSignedWithNoOtherBatch(t *testing.T) {
+	var inside, alone atomic.Int32
+	f := newFixture(t, hook(func(p []byte) {
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		if string(p) == "suspect" {
+			alone.Add(1)
+			if n != 1 {
+				t.Errorf("a suspect was signed with %d others", n-1)
+			}
+		}
+	}))
+	f.open(t, 4, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
+	f.engine.TestingOnlySkipVerify()
+	var wg sync.WaitGroup
+	for i := range 4 {
+		l, err := f.engine.Connect()
+		want(t, err, "")
+		wg.Go(func() {
+			for n := range 50 {
+				text := "plain"
+				if i == 0 {
+					text = "suspect"
+				}
+				_, err := f.stored(t, l, f.request(func(m *wire.Sign) {
+					m.KeyID, m.KeyFence, m.Alone = f.keys[i].KeyID, record.Fence(n+1), i == 0
+					m.Payload = record.EncodePayload(records(text, text, text, text))
+				}))
+				want(t, err, "")
+			}
+		})
+	}
+	wg.Wait()
+	if alone.Load() != 200 {
+		t.Errorf("%d suspects signed, want 200", alone.Load())
+	}
+}

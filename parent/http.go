@@ -31,7 +31,7 @@ func (p *process) serveHTTP(ctx context.Context, ln net.Listener) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpGrace)
 		defer cancel()
 		if srv.Shutdown(grace) != nil {
-			srv.Close()
+			_ = srv.Close() // what did not end in time is cut off
 		}
 	})
 	err := srv.Serve(ln)

@@ -63,14 +63,14 @@ func (u *unit) run(ctx context.Context) error {
 	for {
 		wasReady, err := u.session(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // being told to stop is how this ends well
 		}
 		u.failed(ctx, err)
 		if wasReady {
 			wait = retryFirst
 		}
 		if pause(ctx, u.p.jitter(wait)) != nil {
-			return nil
+			return nil //nolint:nilerr // being told to stop is how this ends well
 		}
 		wait = min(2*wait, retryMost)
 	}

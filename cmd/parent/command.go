@@ -73,7 +73,7 @@ type options struct {
 // execute runs the command line and returns the exit code.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
-	cmd := command(func(ctx context.Context, o *options) error { return run(ctx, o, log) })
+	cmd := command(log) //nolint:contextcheck // cobra hands ctx on to RunE
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -82,14 +82,15 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 	case code == 2:
-		fmt.Fprintf(stderr, "keyhold-parent: %v\nRun keyhold-parent --help for usage and examples.\n", err)
+		// Where stderr is gone the exit code still tells.
+		_, _ = fmt.Fprintf(stderr, "keyhold-parent: %v\nRun keyhold-parent --help for usage and examples.\n", err)
 	default:
 		log.ErrorContext(ctx, "parent failed", slog.String("code", string(refusal.Of(err))), slog.Any("error", err))
 	}
 	return code
 }
 
-func command(run func(context.Context, *options) error) *cobra.Command {
+func command(log *slog.Logger) *cobra.Command {
 	o := &options{}
 	cmd := &cobra.Command{
 		Use:   "keyhold-parent --config FILE --enclave-cid CID (--pcr0 HEX | --measurements FILE)",
@@ -108,7 +109,7 @@ func command(run func(context.Context, *options) error) *cobra.Command {
 			if err := o.validate(); err != nil {
 				return err
 			}
-			return run(cmd.Context(), o)
+			return run(cmd.Context(), o, log)
 		},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", err, refusal.UsageWrong) })

@@ -66,7 +66,7 @@ func readMeasurements(path string) (attestation.Image, error) {
 		}
 		pcr, err := parsePCR(text)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("Measurements.%s: %w", name, err))
+			errs = append(errs, fmt.Errorf("measurement %s: %w", name, err))
 			continue
 		}
 		img.PCRs[i] = pcr

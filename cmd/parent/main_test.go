@@ -64,8 +64,10 @@ func run(t *testing.T, bin, dir string, env []string, args ...string) (code int,
 	cmd := exec.CommandContext(t.Context(), bin, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &errs
 	// No credentials and no metadata service of the machine that tests run on.
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "AWS_EC2_METADATA_DISABLED=true", "AWS_MAX_ATTEMPTS=1",
-		"AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "HOME=" + dir, "KEYHOLD_DYNAMODB_ENDPOINT=http://127.0.0.1:1"}, env...)
+	cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "AWS_EC2_METADATA_DISABLED=true", "AWS_MAX_ATTEMPTS=1",
+		"AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "KEYHOLD_DYNAMODB_ENDPOINT=http://127.0.0.1:1",
+	}, env...)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -97,7 +99,7 @@ func TestTheCommandLineTeachesAndRefuses(t *testing.T) {
 		{"an address without port", with("--listen", "127.0.0.1"), nil, 2, "--listen must be a loopback address"},
 		{"a short PCR0", with("--pcr0", "ab"), nil, 2, "96 hex digits"},
 		{"a debug image", with("--measurements", "debug.json"), nil, 2, "not all zero"},
-		{"measurements without PCR0", with("--measurements", "none.json"), nil, 2, "Measurements.PCR0"},
+		{"measurements without PCR0", with("--measurements", "none.json"), nil, 2, "measurement PCR0"},
 		{"measurements of something else", with("--measurements", "not.json"), nil, 2, "nitro-cli build-enclave"},
 		{"no such measurements", with("--measurements", "missing.json"), nil, 2, "missing.json"},
 		{"no such config", with("--config", "missing.json"), nil, 2, "missing.json"},
@@ -124,7 +126,8 @@ func TestTheCommandLineTeachesAndRefuses(t *testing.T) {
 
 func TestAFailedRunIsOneLineOfJSONWithItsCode(t *testing.T) {
 	bin, dir := program(t), files(t)
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	taken, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

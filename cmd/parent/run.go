@@ -44,7 +44,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 		Credentials: egress.InstanceRole("", nil), Workers: o.workers, Lease: o.lease, Logger: log,
 	}
 	for _, cid := range o.cids {
-		cfg.Enclaves = append(cfg.Enclaves, parent.Enclave{Name: fmt.Sprintf("cid-%d", cid), Dial: dialEnclave(uint32(cid))})
+		cfg.Enclaves = append(cfg.Enclaves, parent.Enclave{Name: fmt.Sprintf("cid-%d", cid), Dial: dialEnclave(uint32(cid))}) //nolint:gosec // G115: validate bounds it
 	}
 	if cfg.Store, err = openStore(ctx, o, parsed, log); err != nil {
 		return err

@@ -99,7 +99,7 @@ func (c Credentials) Serve(ctx context.Context, ln net.Listener) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), endGrace)
 		defer cancel()
 		if srv.Shutdown(grace) != nil {
-			srv.Close()
+			closeQuietly(srv)
 		}
 	})
 	err := srv.Serve(ln)

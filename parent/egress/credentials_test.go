@@ -155,7 +155,11 @@ func TestTheCredentialServerEndsWithItsContext(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- egress.Credentials{Source: egress.Static("AKIA1", marker, "")}.Serve(ctx, ln) }()
 	client := &http.Client{Transport: &http.Transport{}}
-	resp, err := client.Get("http://" + ln.Addr().String() + egress.CredentialsPath)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+ln.Addr().String()+egress.CredentialsPath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +169,8 @@ func TestTheCredentialServerEndsWithItsContext(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {
+	var d net.Dialer
+	if _, err := d.DialContext(t.Context(), "tcp", ln.Addr().String()); err == nil {
 		t.Fatal("still listening")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -105,7 +106,7 @@ func (f Forwarder) Serve(ctx context.Context, ln net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	stop := context.AfterFunc(ctx, func() { closeQuietly(ln) })
 	defer stop()
 
 	slots := make(chan struct{}, f.MaxConns)
@@ -126,7 +127,7 @@ func (f Forwarder) Serve(ctx context.Context, ln net.Listener) error {
 		case slots <- struct{}{}:
 		default:
 			f.Logger.WarnContext(ctx, "egress connection refused: too many", slog.Int("limit", f.MaxConns))
-			conn.Close()
+			closeQuietly(conn)
 			continue
 		}
 		conns.Go(func() {
@@ -135,6 +136,9 @@ func (f Forwarder) Serve(ctx context.Context, ln net.Listener) error {
 		})
 	}
 }
+
+// closeQuietly closes what carries nothing any more: an error changes nothing.
+func closeQuietly(c io.Closer) { _ = c.Close() }
 
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
@@ -147,10 +151,10 @@ func pause(ctx context.Context, d time.Duration) {
 
 // serve handles one connection of an enclave and closes it.
 func (f Forwarder) serve(ctx context.Context, conn net.Conn) {
-	defer conn.Close()
+	defer closeQuietly(conn)
 	ctx, cancel := context.WithTimeout(ctx, f.TotalTimeout)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(ctx, func() { closeQuietly(conn) })()
 
 	host, hello, err := peekHello(ctx, conn, f.HelloTimeout)
 	if err == nil && !slices.Contains(f.Hosts, host) {
@@ -167,8 +171,8 @@ func (f Forwarder) serve(ctx context.Context, conn net.Conn) {
 		f.Logger.WarnContext(ctx, "egress dial failed", slog.String("host", host), slog.Any("error", err))
 		return
 	}
-	defer upstream.Close()
-	defer context.AfterFunc(ctx, func() { upstream.Close() })()
+	defer closeQuietly(upstream)
+	defer context.AfterFunc(ctx, func() { closeQuietly(upstream) })()
 	if err := splice(conn, upstream, hello, f.IdleTimeout); err != nil && ctx.Err() == nil {
 		f.Logger.InfoContext(ctx, "egress connection ended", slog.String("host", host), slog.Any("error", err))
 	}

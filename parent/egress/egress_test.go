@@ -73,7 +73,8 @@ func serve(t *testing.T, f egress.Forwarder, ln net.Listener) {
 // loopback listens on a free port of this machine.
 func loopback(t *testing.T) net.Listener {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,13 +111,17 @@ func TestTLSToAListedHostPassesThrough(t *testing.T) {
 	}}
 	defer client.CloseIdleConnections()
 	sent := bytes.Repeat([]byte("keyhold"), 100_000)
-	resp, err := client.Post("https://"+kmsHost+"/", "text/plain", bytes.NewReader(sent))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+kmsHost+"/", bytes.NewReader(sent))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	got, err := io.ReadAll(resp.Body)
-	if err != nil || !bytes.Equal(got, sent) {
+	if err != nil || string(got) != string(sent) {
 		t.Fatalf("got %d bytes back, %v, want %d", len(got), err, len(sent))
 	}
 	if host := <-dialled; host != kmsHost {
@@ -125,12 +130,12 @@ func TestTLSToAListedHostPassesThrough(t *testing.T) {
 }
 
 // hello returns the bytes of a ClientHello for that server name.
-func hello(t *testing.T, name string) []byte {
+func hello(t testing.TB, name string) []byte {
 	t.Helper()
 	near, far := net.Pipe()
 	defer far.Close()
 	go func() {
-		//nolint:gosec // G402: nothing is trusted here, only the hello is wanted
+		// Nothing is trusted here: only the hello is wanted.
 		_ = tls.Client(near, &tls.Config{ServerName: name, InsecureSkipVerify: true}).HandshakeContext(t.Context())
 		near.Close()
 	}()
@@ -321,7 +326,8 @@ func TestTheEndOfOneDirectionLeavesTheOther(t *testing.T) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", kms.Addr().String())
 	}}, ln)
-	conn, err := net.Dial("tcp", ln.Addr().String())
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +342,7 @@ func TestTheEndOfOneDirectionLeavesTheOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(up)
-	if err != nil || !bytes.Equal(got, hi) {
+	if err != nil || string(got) != string(hi) {
 		t.Fatalf("upstream got %d bytes, %v, want the hello and then the end", len(got), err)
 	}
 	write(t, up, []byte("answer"))
@@ -396,4 +402,50 @@ func read(t *testing.T, r io.Reader, n int) {
 	if _, err := io.ReadFull(r, make([]byte, n)); err != nil {
 		t.Fatalf("read: %v", err)
 	}
+}
+
+// FuzzHello sends arbitrary first bytes: nothing but the listed name is ever
+// dialled, and what is passed on begins with what came in.
+func FuzzHello(f *testing.F) {
+	f.Add(hello(f, kmsHost))
+	f.Add(hello(f, "example.com"))
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, first []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			passed := make(chan []byte, 1)
+			ln := newListener()
+			serve(t, egress.Forwarder{Hosts: []string{kmsHost}, Dial: func(_ context.Context, host string) (net.Conn, error) {
+				if host != kmsHost {
+					t.Errorf("dialled %q", host)
+				}
+				near, far := net.Pipe()
+				go func() {
+					b := make([]byte, len(first))
+					n, err := far.Read(b)
+					if err != nil {
+						t.Error(err)
+					}
+					passed <- b[:n]
+					far.Close()
+				}()
+				return near, nil
+			}}, ln)
+			conn := ln.dial()
+			defer conn.Close()
+			go func() { _, _ = conn.Write(first) }() // cut off where it is refused
+			for {
+				if _, err := conn.Read(make([]byte, 1)); err != nil {
+					break
+				}
+			}
+			synctest.Wait()
+			select {
+			case b := <-passed:
+				if len(b) == 0 || !bytes.HasPrefix(first, b) || !bytes.Contains(b, []byte(kmsHost)) {
+					t.Errorf("passed on %d bytes that are not those that came in", len(b))
+				}
+			default:
+			}
+		})
+	})
 }

@@ -141,7 +141,7 @@ func (s *session) halfClose(dst net.Conn) error {
 }
 
 func (s *session) abort(cause error) error {
-	s.down.Close()
-	s.up.Close()
+	closeQuietly(s.down)
+	closeQuietly(s.up)
 	return cause
 }

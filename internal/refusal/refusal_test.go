@@ -27,7 +27,7 @@ func declared(t *testing.T) map[refusal.Code]string {
 	codes := make(map[refusal.Code]string)
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)
-		if !ok {
+		if !ok || len(spec.Values) == 0 {
 			return true
 		}
 		if typ, ok := spec.Type.(*ast.Ident); !ok || typ.Name != "Code" {

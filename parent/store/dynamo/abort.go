@@ -27,7 +27,7 @@ func (s *Store) AbortImport(ctx context.Context, id record.ImportID) (int, error
 	end := r.int(aEnd)
 	if _, noted := there[aEnd]; !noted {
 		if end, err = s.countBatches(ctx, what, id); err == nil {
-			err = s.noteEnd(ctx, what, id, end)
+			end, err = s.noteEnd(ctx, what, id, end)
 		}
 	}
 	if err = errors.Join(r.err, err); err != nil {
@@ -59,10 +59,16 @@ func (s *Store) markAborted(ctx context.Context, what string, id record.ImportID
 	return old, nil
 }
 
-func (s *Store) noteEnd(ctx context.Context, what string, id record.ImportID, end int) error {
+// noteEnd notes end where none is noted and returns the one that is: whoever
+// counted first saw most.
+func (s *Store) noteEnd(ctx context.Context, what string, id record.ImportID, end int) (int, error) {
 	w := same(item{aState: text(string(store.ImportAborted))}, aState, aEnd)
-	_, err := s.update(ctx, what, become(tableImports, importKey(id), item{aEnd: number(end)}, w, aEnd))
-	return err
+	old, err := s.update(ctx, what, become(tableImports, importKey(id), item{aEnd: number(end)}, w, aEnd))
+	if err != nil || old == nil {
+		return end, err
+	}
+	r := reader{m: old}
+	return r.int(aEnd), r.err
 }
 
 // countBatches finds the number after the last batch or payload of an import.

@@ -40,6 +40,7 @@ type Store struct {
 	prefix   string
 	observe  func(Usage)
 	capacity types.ReturnConsumedCapacity
+	pause    time.Duration // before the first retry of a conflict; doubles
 
 	mu     sync.Mutex
 	random io.Reader
@@ -55,6 +56,7 @@ func New(client *dynamodb.Client, o Options) *Store {
 		prefix:   o.Prefix,
 		observe:  o.Observe,
 		capacity: types.ReturnConsumedCapacityNone,
+		pause:    conflictPause,
 		random:   o.Random,
 	}
 	if s.random == nil {
@@ -88,9 +90,9 @@ func (s *Store) read(b []byte) error {
 }
 
 const (
-	conflictRetries = 12                     // then the items are too hot, and the caller backs off
-	conflictBase    = 4 * time.Millisecond   // doubles
-	conflictCap     = 250 * time.Millisecond // all together less than 2 s
+	conflictRetries = 12 // then the items are too hot, and the caller backs off
+	conflictPause   = 4 * time.Millisecond
+	conflictCap     = 64 // times the pause; all retries together take less than 2 s
 )
 
 // backOff waits a random time before attempt n+1, n from 0.
@@ -99,7 +101,7 @@ func (s *Store) backOff(ctx context.Context, n int) error {
 	if err := s.read(b[:]); err != nil {
 		return err
 	}
-	limit := min(conflictBase<<n, conflictCap)
+	limit := s.pause * time.Duration(min(1<<n, conflictCap))
 	timer := time.NewTimer(limit/4 + limit*3/4*time.Duration(b[0])/256)
 	defer timer.Stop()
 	select {

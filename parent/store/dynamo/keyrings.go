@@ -2,6 +2,7 @@ package dynamo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -40,33 +41,38 @@ func (s *Store) Keyring(ctx context.Context, id string) ([]byte, error) {
 
 // PutKeys implements store.Keyrings. A key and its lease are written together;
 // fifty keys are a transaction, and many of them run at once. Where one of them
-// fails after others were written the error is no sentinel; the same call again
-// goes on.
+// fails and others may have been written the error is no sentinel; the same call
+// again goes on.
 func (s *Store) PutKeys(ctx context.Context, keys []store.Key) error {
 	const what = "put keys"
 	keys, err := distinctKeys(keys)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	var written atomic.Bool
+	var touched atomic.Bool // something was written, or may have been
 	group, inGroup := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
 	for chunk := range slices.Chunk(keys, keysPerTransaction) {
 		group.Go(func() error {
 			err := s.putChunk(inGroup, what, chunk)
-			if err == nil {
-				written.Store(true)
+			if !untouched(err) {
+				touched.Store(true)
 			}
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
-		if written.Load() {
+		if touched.Load() {
 			return partly(ctx, what, err)
 		}
 		return err
 	}
 	return nil
+}
+
+// untouched reports whether err is a sentinel, which says that nothing was written.
+func untouched(err error) bool {
+	return errors.Is(err, store.ErrDiffers) || errors.Is(err, store.ErrThrottled) || errors.Is(err, store.ErrNoTables)
 }
 
 // distinctKeys drops repetitions, which a transaction must not have.

@@ -208,6 +208,7 @@ func (u *unit) keepReceipts(ctx context.Context, b boot, signed [][]byte) ([]wir
 		if err != nil {
 			return nil, fmt.Errorf("receipt left behind: %w: %w", refusal.ReceiptInvalid, err)
 		}
+		// ErrDiffers is evidence: two receipts for one place in the chain.
 		ref := store.ReceiptRef{BootID: r.BootID, Lane: r.Lane, Seq: r.Seq}
 		if err := u.p.store.PutReceipt(ctx, store.Receipt{Ref: ref, Signed: s}); err != nil {
 			return nil, fmt.Errorf("keep receipt %d of lane %d: %w: %w", r.Seq, r.Lane, errStore, err)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,6 +71,20 @@ type world struct {
 	http    *pipes
 	stop    context.CancelFunc
 	done    chan error
+	failing atomic.Bool // receipts cannot be stored
+}
+
+// receiptsFail is a store that keeps no receipt while told so.
+type receiptsFail struct {
+	store.Store
+	failing *atomic.Bool
+}
+
+func (s receiptsFail) PutReceipt(ctx context.Context, r store.Receipt) error {
+	if s.failing.Load() {
+		return store.ErrThrottled
+	}
+	return s.Store.PutReceipt(ctx, r)
 }
 
 // newWorld makes a keyring with an enclave that is gone by then, and another
@@ -88,7 +103,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(w.enclave.Close)
 	w.cfg = parent.Config{
-		Store: w.store, Enclaves: []parent.Enclave{{Name: "one", Dial: w.enclave.Dial}}, EnclaveConfig: w.enclave.Config(),
+		Store: receiptsFail{w.store, &w.failing}, Enclaves: []parent.Enclave{{Name: "one", Dial: w.enclave.Dial}}, EnclaveConfig: w.enclave.Config(),
 		Root: attestation.TestRoot(w.enclave.CA().Root()), Images: []attestation.Image{{PCRs: map[int][]byte{0: w.enclave.PCR0()}}},
 		HTTP: w.http, Workers: 2, Now: time.Now,
 	}
@@ -399,6 +414,10 @@ func TestReceiptsThatALostConnectionLeftBehindAreKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.Close() // and the receipt is not stored
+		w.failing.Store(true)
+		<-time.After(2 * time.Minute)
+		w.await("ready", "") // a store that fails takes nothing from the enclave
+		w.failing.Store(false)
 		<-time.After(2 * time.Minute)
 		var kept [][]byte
 		for lane := range uint32(8) {

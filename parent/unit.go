@@ -115,7 +115,8 @@ func (u *unit) session(ctx context.Context) (wasReady bool, err error) {
 }
 
 // check challenges the enclave, and stores the receipts that lost connections
-// left behind.
+// left behind. A store that fails now takes nothing from the enclave: the
+// receipts come again next time.
 func (u *unit) check(ctx context.Context, c *signclient.Client, b boot) error {
 	if err := u.p.challenge(ctx, c, b); err != nil {
 		return err
@@ -123,7 +124,12 @@ func (u *unit) check(ctx context.Context, c *signclient.Client, b boot) error {
 	u.mu.Lock()
 	u.lastLive = u.p.cfg.Now()
 	u.mu.Unlock()
-	return u.collect(ctx, c, b)
+	err := u.collect(ctx, c, b)
+	if errors.Is(err, errStore) && !errors.Is(err, store.ErrDiffers) && ctx.Err() == nil {
+		u.log.WarnContext(ctx, "receipts not kept yet", slog.Any("error", err))
+		return nil
+	}
+	return err
 }
 
 func (u *unit) options() signclient.Options {

@@ -3,6 +3,7 @@ package signclient_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -374,6 +375,20 @@ func TestCloseEndsRequestsThatWait(t *testing.T) {
 			t.Fatalf("err = %v, want ErrLost", err)
 		}
 	})
+}
+
+func TestTraceSeesEveryRequestAndItsOutcome(t *testing.T) {
+	var seen []string
+	c, e := connect(t, signclient.Options{Trace: func(typ wire.Type) func(error) {
+		return func(err error) { seen = append(seen, fmt.Sprintf("%s %v", typ, errors.Is(err, refusal.Deadline))) }
+	}})
+	go func() { e.answer(e.next(), wire.TypeError, &wire.Error{Code: string(refusal.Deadline), Ticket: wire.Ticket{}}) }()
+	if _, err := c.Sign(t.Context(), &wire.Sign{}); !errors.Is(err, refusal.Deadline) {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"hello false", "sign true"}, seen); diff != "" {
+		t.Fatal(diff)
+	}
 }
 
 // FuzzReply feeds arbitrary bytes as the answer to a sign request: it is taken

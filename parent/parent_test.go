@@ -91,6 +91,11 @@ func (s receiptsFail) PutReceipt(ctx context.Context, r store.Receipt) error {
 // enclave that may open it. Nothing is in the tables yet.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOf(t, keys)
+}
+
+func newWorldOf(t *testing.T, keys int) *world {
+	t.Helper()
 	maker, err := enclavetest.New(t.Context(), enclavetest.Options{Keys: keys})
 	if err != nil {
 		t.Fatal(err)
@@ -284,6 +289,22 @@ func TestWithoutAKeyringTheParentWaitsAndSaysSo(t *testing.T) {
 		w.await("waiting_for_keyring", string(refusal.NoKeyring))
 		w.provision()
 		w.await("ready", "")
+		w.end()
+	})
+}
+
+func TestAKeyringLargerThanOneMessageIsLoadedWhole(t *testing.T) {
+	const many = 2*wire.MaxLoadKeys + 1
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorldOf(t, many)
+		w.provision()
+		w.start()
+		w.await("ready", "")
+		<-time.After(time.Minute)
+		status, err := enclavetest.Ask[wire.StatusReply](w.lane(), wire.TypeStatus, &wire.GetStatus{})
+		if err != nil || status.Keys != many {
+			t.Errorf("the enclave has %+v, %v; want %d keys", status, err, many)
+		}
 		w.end()
 	})
 }

@@ -382,7 +382,9 @@ func TestTraceSeesEveryRequestAndItsOutcome(t *testing.T) {
 	c, e := connect(t, signclient.Options{Trace: func(typ wire.Type) func(error) {
 		return func(err error) { seen = append(seen, fmt.Sprintf("%s %v", typ, errors.Is(err, refusal.Deadline))) }
 	}})
-	go func() { e.answer(e.next(), wire.TypeError, &wire.Error{Code: string(refusal.Deadline), Ticket: wire.Ticket{}}) }()
+	go func() {
+		e.answer(e.next(), wire.TypeError, &wire.Error{Code: string(refusal.Deadline), Ticket: wire.Ticket{}})
+	}()
 	if _, err := c.Sign(t.Context(), &wire.Sign{}); !errors.Is(err, refusal.Deadline) {
 		t.Fatal(err)
 	}

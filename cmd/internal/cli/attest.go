@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,8 +37,13 @@ func (o *AttestOptions) AddFlags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringSliceVar(&o.PCR0, "pcr0", splitEnv(EnvPCR0), "PCR0 of a wanted image, 96 hex `digits`; may be repeated (env "+EnvPCR0+")")
 	f.StringVar(&o.Measurements, "measurements", os.Getenv(EnvMeasurements), "`file` with the JSON that nitro-cli build-enclave printed, in place of --pcr0 (env "+EnvMeasurements+")")
-	f.StringVar(&o.Config, "config", os.Getenv(EnvConfig), "the enclave's config `file`, which gives PCR16 (env "+EnvConfig+")")
+	o.AddConfigFlag(c)
 	f.StringVar(&o.TestRoot, "test-root", os.Getenv(EnvTestRoot), "for local mode only: `file` with the root certificate that is trusted in place of Amazon's (env "+EnvTestRoot+")")
+}
+
+// AddConfigFlag adds --config alone.
+func (o *AttestOptions) AddConfigFlag(c *cobra.Command) {
+	c.Flags().StringVar(&o.Config, "config", os.Getenv(EnvConfig), "the enclave's config `file`, which is measured into PCR16 (env "+EnvConfig+")")
 }
 
 func splitEnv(name string) []string {
@@ -128,10 +134,12 @@ func (o *AttestOptions) Root(warn io.Writer) (attestation.Root, error) {
 	return attestation.TestRoot(cert), nil
 }
 
+var errPCR = errors.New("want 96 hex digits")
+
 func parsePCR(text string) ([]byte, error) {
 	v, err := hex.DecodeString(strings.TrimSpace(text))
 	if err != nil || len(v) != 48 {
-		return nil, fmt.Errorf("want 96 hex digits: %w", refusal.UsageWrong)
+		return nil, errPCR
 	}
 	return v, nil
 }

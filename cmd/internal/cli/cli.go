@@ -80,20 +80,28 @@ func group(c *cobra.Command, args []string) error {
 	return Usagef("%s: want one of %s", c.CommandPath(), strings.Join(names, ", "))
 }
 
-// usageError is wrong usage with a text of its own.
-type usageError struct{ error }
+// coded has a code, and so an exit code, but a text of its own.
+type coded struct {
+	error
+	code refusal.Code
+}
 
-func (u usageError) Unwrap() []error { return []error{refusal.UsageWrong, u.error} }
+func (c coded) Unwrap() []error { return []error{c.code, c.error} }
+
+// Errorf returns an error with that code whose text says more than the table can.
+func Errorf(code refusal.Code, format string, args ...any) error {
+	return coded{fmt.Errorf(format, args...), code}
+}
 
 // Usagef returns an error that ends a command with exit code 2.
-func Usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+func Usagef(format string, args ...any) error { return Errorf(refusal.UsageWrong, format, args...) }
 
 // errStopped takes the place of what a cancelled context made of a command.
 var errStopped = errors.New("stopped by a signal; the same command goes on where this one ended")
 
 // classify gives errors that come from below the table of refusals their code.
 func classify(err error) error {
-	if coded := (refusal.Code)(""); errors.As(err, &coded) {
+	if _, has := errors.AsType[refusal.Code](err); has {
 		return err
 	}
 	send, unsent := errors.AsType[*smithyhttp.RequestSendError](err)

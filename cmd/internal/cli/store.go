@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -13,6 +12,7 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/spf13/cobra"
 
 	"github.com/keyhold/keyhold/internal/awshttp"
@@ -78,7 +78,10 @@ func OpenStore(ctx context.Context, o StoreOptions) (*dynamo.Store, error) {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	}
-	return nil, fmt.Errorf("DynamoDB in %s: %w (%w)", where, err, refusal.StoreUnreachable)
+	if send, unsent := errors.AsType[*smithyhttp.RequestSendError](err); unsent {
+		err = send.Err // the SDK's own text around it says nothing
+	}
+	return nil, fmt.Errorf("DynamoDB in %s: %w (%w); check --region and %s", where, err, refusal.StoreUnreachable, EnvEndpoint)
 }
 
 // newClient also says, for error texts, where it leads.
@@ -122,5 +125,5 @@ func onLoopback(host string) bool {
 		return true
 	}
 	ip, err := netip.ParseAddr(host)
-	return err == nil && net.IP(ip.AsSlice()).IsLoopback()
+	return err == nil && ip.IsLoopback()
 }

@@ -20,6 +20,7 @@ type sight struct {
 	fence, key record.Fence
 	since      time.Duration // the first read had been answered by then
 	lease      time.Duration // as it stands in the items
+	looked     time.Duration // newest answer
 }
 
 // NewWatch returns a watch that has seen nothing.
@@ -36,10 +37,18 @@ func (w *Watch) Saw(b *store.Batch, l *store.Lease, asked, answered time.Duratio
 	}
 	first, ok := w.seen[b.ID]
 	if !ok || first.fence != b.Fence || first.key != b.KeyFence {
-		w.start(b.ID, sight{b.Fence, b.KeyFence, answered, max(b.Lease, l.Lease)})
+		w.start(b.ID, sight{b.Fence, b.KeyFence, answered, max(b.Lease, l.Lease), answered})
 		return false
 	}
+	first.looked = answered
+	w.seen[b.ID] = first
 	return asked-first.since >= first.lease
+}
+
+// Fenced says that an enclave confirmed at that time or later that it releases
+// nothing more under the fences that were read: nothing is left to wait for.
+func (w *Watch) Fenced(b *store.Batch, asked time.Duration) {
+	w.start(b.ID, sight{fence: b.Fence, key: b.KeyFence, since: asked, looked: asked})
 }
 
 // start makes room where there is none: whatever should have been looked at long
@@ -57,10 +66,11 @@ func (w *Watch) start(id record.BatchID, s sight) {
 	}
 }
 
-// Waits reports whether it is too early to look at a batch again.
+// Waits reports whether it is too early to look at a batch again: a tenth of its
+// lease has not gone by, in which its holder may have given it back, nor all of it.
 func (w *Watch) Waits(id record.BatchID, now time.Duration) bool {
 	s, ok := w.seen[id]
-	return ok && now-s.since < s.lease
+	return ok && now-s.since < s.lease && now-s.looked < s.lease/10
 }
 
 // Due returns the time until the first lease may have run out.

@@ -332,7 +332,9 @@ func (c *claimer) overdue(ctx context.Context, b store.Batch, a *ask, asked time
 	over := c.watch.Saw(&b, &l, asked, c.p.Elapsed())
 	if !over && b.HoldsKey(&l) && b.BootID == a.session.boot && c.p.Now().After(b.VisibleAt) {
 		_, err := a.session.client.Fence(ctx, &wire.Fence{KeyID: b.KeyID, Fence: b.KeyFence + 1})
-		over = err == nil
+		if over = err == nil; over {
+			c.watch.Fenced(&b, asked)
+		}
 	}
 	if !over {
 		return nil, nil

@@ -25,7 +25,7 @@ const (
 type faulty struct {
 	*memory.Store
 	decide func(op string, nth int) fate // nth call of this parent, from 1; nil: all are fine
-	slow   func() time.Duration          // nil: no call takes time
+	slow   func(op string) time.Duration // nil: no call takes time
 
 	mu      sync.Mutex
 	calls   int
@@ -47,6 +47,13 @@ func (f *faulty) pause(d time.Duration) {
 	f.resumes = time.Now().Add(d)
 }
 
+// made counts the calls so far.
+func (f *faulty) made() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
 func (f *faulty) begin(ctx context.Context, op string) (fate, error) {
 	f.mu.Lock()
 	f.calls++
@@ -56,7 +63,7 @@ func (f *faulty) begin(ctx context.Context, op string) (fate, error) {
 	}
 	f.mu.Unlock()
 	if f.slow != nil {
-		d = max(d, 0) + f.slow()
+		d = max(d, 0) + f.slow(op)
 	}
 	if d > 0 {
 		t := time.NewTimer(d)
@@ -160,7 +167,7 @@ func (f *faulty) atRandom(seed uint64, share float64) *faulty {
 		return fine
 	}
 	var mu sync.Mutex
-	f.slow = func() time.Duration {
+	f.slow = func(string) time.Duration {
 		mu.Lock()
 		defer mu.Unlock()
 		return time.Duration(1 + delays.Int64N(int64(20*time.Millisecond)))

@@ -105,18 +105,49 @@ func (w *worker) sign(ctx context.Context, s *session, c *claim, payload []byte)
 		Alone: behind >= aloneFrom, Probe: wire.NoProbe,
 	}
 	if behind >= probeFrom {
-		for i := range c.Count {
-			if slices.Contains(c.Crashed, uint32(i)) {
-				continue
-			}
-			req.Probe, c.probe = i, i
-			if _, err := w.request(ctx, s, c, req); err != nil {
-				return nil, err
-			}
+		if err := w.try(ctx, s, c, req); err != nil {
+			return nil, err
 		}
-		req.Probe, c.probe = wire.NoProbe, wire.NoProbe
 	}
 	return w.request(ctx, s, c, req)
+}
+
+// try has each record signed alone, with nothing released. One that makes the
+// enclave fail is refused from then on; the one that takes it down is noted when
+// the next boot answers, see lost.
+func (w *worker) try(ctx context.Context, s *session, c *claim, req *wire.Sign) error {
+	for i := range c.Count {
+		if slices.Contains(c.Crashed, uint32(i)) {
+			continue
+		}
+		req.Probe, c.probe = i, i
+		_, err := w.request(ctx, s, c, req)
+		if errors.Is(err, refusal.Internal) && !errors.Is(err, signclient.ErrLost) {
+			err = w.noteCrash(ctx, c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	req.Probe, c.probe = wire.NoProbe, wire.NoProbe
+	req.Refuse = append(req.Refuse[:0], c.Crashed...)
+	return nil
+}
+
+// noteCrash remembers the record that is being tried for whoever claims next.
+func (w *worker) noteCrash(ctx context.Context, c *claim) error {
+	i := uint32(c.probe) //nolint:gosec // below record.MaxBatchSize
+	err := w.p.insist(ctx, "note a crash", func(ctx context.Context) error {
+		return w.p.Store.NoteCrash(ctx, c.Batch, []uint32{i})
+	})
+	w.p.Logger.WarnContext(ctx, "a record made the enclave fail", slog.String("batch_id", string(c.ID)),
+		slog.Int("index", c.probe), slog.Bool("noted", err == nil))
+	if err != nil {
+		return fmt.Errorf("note a crash: %w", err)
+	}
+	c.Crashed = append(c.Crashed, i)
+	slices.Sort(c.Crashed)
+	return nil
 }
 
 // request sends one sign and removes what the enclave says is in the way, once.
@@ -230,12 +261,7 @@ func (w *worker) lost(ctx context.Context, s *session, c *claim) bool {
 			return w.giveBack(ctx, c, true, reasonCancelled)
 		}
 	} else if c.probe != wire.NoProbe {
-		crashed := []uint32{uint32(c.probe)}
-		err := w.p.insist(ctx, "note a crash", func(ctx context.Context) error {
-			return w.p.Store.NoteCrash(ctx, c.Batch, crashed)
-		})
-		w.p.Logger.WarnContext(ctx, "a record took the enclave down", slog.String("batch_id", string(c.ID)),
-			slog.Int("index", c.probe), slog.Bool("noted", err == nil))
+		_ = w.noteCrash(ctx, c) // where that failed, another attempt finds it again
 	}
 	return w.drop(ctx, c)
 }

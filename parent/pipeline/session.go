@@ -28,7 +28,6 @@ type session struct {
 	mu      sync.Mutex
 	stored  uint64        // every receipt of this lane up to it is durable
 	known   bool          // stored means something
-	acked   uint64        // the enclave was told so
 	changed chan struct{} // closed when stored changes
 }
 

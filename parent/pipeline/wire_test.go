@@ -7,7 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/keyhold/keyhold/enclave/enclavetest"
+	"github.com/keyhold/keyhold/enclave/enclavetest" //nolint:depguard // the production enclave, for tests alone
+	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/signclient"
 )
 
@@ -36,7 +37,7 @@ func (l *link) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	slow := &slowConn{Conn: conn, link: l, closed: make(chan struct{})}
+	slow := &slowConn{Conn: conn, link: l, boot: l.enclave.BootID(), closed: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conns = append(l.conns, slow)
@@ -61,6 +62,7 @@ func (l *link) cut() {
 type slowConn struct {
 	net.Conn
 	link   *link
+	boot   record.BootID
 	once   sync.Once
 	closed chan struct{}
 }
@@ -79,6 +81,9 @@ func (c *slowConn) Read(b []byte) (int, error) {
 	defer t.Stop()
 	select {
 	case <-t.C:
+		if c.link.enclave.BootID() != c.boot {
+			return 0, net.ErrClosed // what was on its way is gone with the enclave
+		}
 		return n, nil
 	case <-c.closed:
 		return 0, net.ErrClosed

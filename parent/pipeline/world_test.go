@@ -13,7 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/keyhold/keyhold/enclave/enclavetest"
+	"github.com/keyhold/keyhold/enclave/enclavetest" //nolint:depguard // the production enclave, for tests alone
 	"github.com/keyhold/keyhold/internal/payload"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
@@ -38,7 +38,9 @@ type plan struct {
 	enclaves               int // 0: 1
 	seed                   uint64
 	poison                 func(payload []byte) bool
-	pinned                 int // batches that name the first key
+	pinned                 int         // batches that name the first key
+	kind                   record.Kind // empty: message
+	bare                   bool        // the enclave has the keyring open and no key loaded
 }
 
 // world is a store with an import in it, and enclaves that share a keyring.
@@ -55,8 +57,16 @@ type world struct {
 func newWorld(t *testing.T, p plan) *world {
 	t.Helper()
 	w := &world{t: t, plan: p, store: memory.New(), public: map[record.KeyID]sealed.Public{}}
+	if w.plan.kind == "" {
+		w.plan.kind = record.Message
+	}
 	first := w.boot(enclavetest.Options{Keys: p.keys, Algorithm: record.Ed25519, Poison: p.poison})
 	ring := first.Sealed()
+	if p.bare {
+		first.Crash()
+		w.enclaves = nil
+		w.boot(enclavetest.Options{Sealed: &enclavetest.Sealed{Header: ring.Header}, KMS: first.KMS(), CA: first.CA()})
+	}
 	for range max(p.enclaves-1, 0) {
 		w.boot(enclavetest.Options{Sealed: &ring, KMS: first.KMS(), CA: first.CA(), Poison: p.poison})
 	}
@@ -84,14 +94,14 @@ func (w *world) boot(o enclavetest.Options) *enclavetest.Server {
 func (w *world) fill(pinned record.KeyID) {
 	w.t.Helper()
 	ctx := w.t.Context()
-	imp := store.Import{ID: importID, BatchSize: w.plan.records, Pool: pool, Kind: record.Message, CreatedAt: time.Now()}
+	imp := store.Import{ID: importID, BatchSize: w.plan.records, Pool: pool, Kind: w.plan.kind, CreatedAt: time.Now()}
 	_, err := w.store.OpenImport(ctx, imp)
 	must(w.t, err)
 	for n := range w.plan.batches {
 		rs := w.records(n)
 		b := store.Batch{
-			ID: record.MakeBatchID(importID, n), ImportID: importID, State: record.Ready, Pool: pool, Kind: record.Message,
-			Count: len(rs), PayloadRoot: receipt.PayloadRoot(record.Message, rs), VisibleAt: time.Now(),
+			ID: record.MakeBatchID(importID, n), ImportID: importID, State: record.Ready, Pool: pool, Kind: w.plan.kind,
+			Count: len(rs), PayloadRoot: receipt.PayloadRoot(w.plan.kind, rs), VisibleAt: time.Now(),
 		}
 		if n < w.plan.pinned {
 			b.KeyID, b.Pinned = pinned, true
@@ -239,7 +249,7 @@ func (w *world) checkBatch(n int, b *store.Batch, refused map[string]int) {
 		if o.Refusal != "" {
 			refused[o.Refusal]++
 			count++
-		} else if err := payload.Verify(public.Algorithm, public.PublicKey, record.Message, rs[i].Payload, o.Signature); err != nil {
+		} else if err := payload.Verify(public.Algorithm, public.PublicKey, w.plan.kind, rs[i].Payload, o.Signature); err != nil {
 			w.t.Errorf("%s record %d: %v", b.ID, i, err)
 		}
 	}

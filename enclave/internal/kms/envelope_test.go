@@ -275,11 +275,15 @@ func TestOpenRefusesEverythingElse(t *testing.T) {
 		"another MGF": func(p *parts) {
 			p.keyAlg = bytes.Replace(oaepAlg, unhex("2a864886f70d010108"), unhex("2a864886f70d010109"), 1)
 		},
-		"wrapped key too short":                 func(p *parts) { p.wrapped = tlv(4, oaep(t, contentKey)[:255]) },
-		"wrapped key not for us":                func(p *parts) { p.wrapped = tlv(4, bytes.Repeat([]byte{1}, 256)) },
-		"wrapped key empty":                     func(p *parts) { p.wrapped = tlv(4) },
-		"content key of 16 bytes":               func(p *parts) { p.wrapped = tlv(4, oaep(t, contentKey[:16])) },
-		"content key of 24 bytes":               func(p *parts) { p.wrapped = tlv(4, oaep(t, contentKey[:24])) },
+		"wrapped key too short":  func(p *parts) { p.wrapped = tlv(4, oaep(t, contentKey)[:255]) },
+		"wrapped key not for us": func(p *parts) { p.wrapped = tlv(4, bytes.Repeat([]byte{1}, 256)) },
+		"wrapped key empty":      func(p *parts) { p.wrapped = tlv(4) },
+		"content key of 16 bytes": func(p *parts) {
+			p.wrapped, p.content = tlv(4, oaep(t, contentKey[:16])), tlv(0x80, encrypt(contentKey[:16], contentIV, pad(dataKey)))
+		},
+		"content key of 24 bytes": func(p *parts) {
+			p.wrapped, p.content = tlv(4, oaep(t, contentKey[:24])), tlv(0x80, encrypt(contentKey[:24], contentIV, pad(dataKey)))
+		},
 		"content key of 33 bytes":               func(p *parts) { p.wrapped = tlv(4, oaep(t, append(bytes.Clone(contentKey), 0))) },
 		"recipient with a field more":           func(p *parts) { p.wrapped = append(p.wrapped, tlv(4)...) },
 		"content of another type":               func(p *parts) { p.dataType = unhex("0609 2a864886f70d010702") },
@@ -380,7 +384,7 @@ func TestAnEnvelopeOfTheLargestSizeOpens(t *testing.T) {
 	if got, err := kms.OpenEnvelope(recipientKey(), p.build()); err != nil || len(got) != len(plaintext) {
 		t.Errorf("got %d bytes and %v, want %d", len(got), err, len(plaintext))
 	}
-	p.trailing = make([]byte, kms.TestingOnlyMaxEnvelope)
+	p.content = tlv(0x80, encrypt(contentKey, contentIV, pad(append(plaintext, make([]byte, aes.BlockSize)...))))
 	if _, err := kms.OpenEnvelope(recipientKey(), p.build()); !errors.Is(err, kms.ErrEnvelope) {
 		t.Errorf("longer than the limit: %v", err)
 	}

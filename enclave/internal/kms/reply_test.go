@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -286,5 +287,23 @@ func TestAnswersThatAreNoneOfKMS(t *testing.T) {
 				wantCode(t, w, op(t.Context(), w.client(t)), tt.code, tt.class)
 			}
 		})
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	w := newWorld(t)
+	ops := operations(t, w)
+	var requests atomic.Int64
+	w.serveTLS(t, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		requests.Add(1)
+		rw.Header().Set("Location", "/elsewhere") // on the same host, so that only the redirect policy stops it
+		rw.WriteHeader(http.StatusFound)
+	}))
+	for _, op := range ops {
+		requests.Store(0)
+		wantCode(t, w, op(t.Context(), w.client(t)), kms.CodeUnknown, kms.ClassUnknown)
+		if n := requests.Load(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
 	}
 }

@@ -168,6 +168,8 @@ func (c *Config) Validate() error {
 		bad("seal_epoch must be one of open_epochs")
 	}
 	c.validatePolicies(bad)
+	c.validateCreate(bad)
+	c.validateDenied(bad)
 	if c.Lease.MaxMS < 1000 || c.Lease.MaxMS > 600_000 {
 		bad("lease.max_ms must be between 1000 and 600000")
 	}
@@ -193,6 +195,9 @@ func (c *Config) validatePolicies(bad func(string, ...any)) {
 			bad("policies[%d].kinds must be some of %v in that order", i, record.Kinds())
 		}
 	}
+}
+
+func (c *Config) validateCreate(bad func(string, ...any)) {
 	for i, k := range c.Create {
 		if k.Algorithm.SignatureLen() == 0 {
 			bad("create[%d].algorithm must be one of %v", i, record.Algorithms())
@@ -207,6 +212,9 @@ func (c *Config) validatePolicies(bad func(string, ...any)) {
 			bad("create must be sorted by algorithm and policy, each pair once")
 		}
 	}
+}
+
+func (c *Config) validateDenied(bad func(string, ...any)) {
 	for i, k := range c.DenyKeys {
 		if _, err := record.ParseKeyID(k); err != nil {
 			bad("deny_keys[%d] must be 64 hex digits", i)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -358,7 +359,7 @@ func FuzzParseTakesOnlyTheCanonicalForm(f *testing.F) {
 			return
 		}
 		again, err := config.Encode(c)
-		if err != nil || !bytes.Equal(again, raw) {
+		if err != nil || !slices.Equal(again, raw) {
 			t.Errorf("encodes to other bytes: %v", err)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -106,7 +107,7 @@ func TestAHasherUsedAgainGivesWhatANewOneGives(t *testing.T) {
 				if err != nil {
 					t.Fatalf("Sum: %v", err)
 				}
-				if !bytes.Equal(want, got) {
+				if !slices.Equal(want, got) {
 					t.Errorf("%s %s of %d bytes differs", a, k, len(p))
 				}
 			}

@@ -12,6 +12,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"math/big"
+	"slices"
 	"sync"
 	"testing"
 
@@ -66,7 +67,8 @@ func rfc8032Vector(tb testing.TB) signed {
 	tb.Helper()
 	return signed{
 		record.Ed25519, unhex(tb, "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"),
-		record.Raw, []byte{0x72},
+		record.Raw,
+		[]byte{0x72},
 		unhex(tb, "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"+
 			"085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"),
 	}
@@ -222,7 +224,7 @@ func TestTheHigherSAndTheOtherVAreRefused(t *testing.T) {
 	// The higher s with the other v is a valid signature to whoever does not look.
 	rsv := bytes.Clone(high)
 	rsv[64] = 0
-	if got, err := ethcrypto.Ecrecover(digest, rsv); err != nil || !bytes.Equal(got, s.public) {
+	if got, err := ethcrypto.Ecrecover(digest, rsv); err != nil || !slices.Equal(got, s.public) {
 		t.Errorf("the test's higher s is not one that verifies elsewhere: %v", err)
 	}
 }
@@ -258,11 +260,11 @@ func FuzzVerifyAcceptsOnlyTheOneSignature(f *testing.F) {
 		}
 		s := known[i]
 		err := payload.Verify(s.algorithm, public, s.kind, p, sig)
-		same := bytes.Equal(public, s.public) && bytes.Equal(p, s.payload) && bytes.Equal(sig, s.signature)
+		same := slices.Equal(public, s.public) && slices.Equal(p, s.payload) && slices.Equal(sig, s.signature)
 		if same && err != nil {
 			t.Errorf("the known signature was refused: %v", err)
 		}
-		if !same && err == nil && bytes.Equal(public, s.public) {
+		if !same && err == nil && slices.Equal(public, s.public) {
 			t.Errorf("another signature of %s was accepted", s.algorithm)
 		}
 	})
@@ -276,7 +278,7 @@ func strictDER(der []byte) (rs []byte, ok bool) {
 		return nil, false
 	}
 	again, err := asn1.Marshal(sig)
-	if err != nil || !bytes.Equal(again, der) {
+	if err != nil || !slices.Equal(again, der) {
 		return nil, false
 	}
 	return append(sig.R.FillBytes(make([]byte, 32)), sig.S.FillBytes(make([]byte, 32))...), true

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	ethcrypto "github.com/ethereum/go-ethereum/crypto"
@@ -90,7 +91,7 @@ func overflowed(public, digest, rs []byte) int {
 	n := 0
 	for id := byte(2); id < 4; id++ {
 		got, err := ethcrypto.Ecrecover(digest, append(bytes.Clone(rs), id))
-		if err == nil && bytes.Equal(got, public) && ethcrypto.VerifySignature(public, digest, rs) {
+		if err == nil && slices.Equal(got, public) && ethcrypto.VerifySignature(public, digest, rs) {
 			n++
 		}
 	}

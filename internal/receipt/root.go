@@ -33,7 +33,7 @@ func (t *Tree) Reset() { t.leaves = t.leaves[:0] }
 // AddPayload adds record i: hash of (index, kind, id, payload).
 func (t *Tree) AddPayload(i int, kind record.Kind, r record.Record) {
 	b := append(t.buf[:0], payloadLeaf...)
-	b = binary.BigEndian.AppendUint32(b, uint32(i))
+	b = binary.BigEndian.AppendUint32(b, uint32(i)) //nolint:gosec // below record.MaxBatchSize
 	b = appendBytes(b, string(kind))
 	b = appendBytes(b, r.ID)
 	b = appendBytes(b, r.Payload)
@@ -43,7 +43,7 @@ func (t *Tree) AddPayload(i int, kind record.Kind, r record.Record) {
 // AddOutcome adds the outcome of record i: hash of (index, refusal, signature).
 func (t *Tree) AddOutcome(i int, o record.Outcome) {
 	b := append(t.buf[:0], resultLeaf...)
-	b = binary.BigEndian.AppendUint32(b, uint32(i))
+	b = binary.BigEndian.AppendUint32(b, uint32(i)) //nolint:gosec // below record.MaxBatchSize
 	b = appendBytes(b, o.Refusal)
 	b = appendBytes(b, o.Signature)
 	t.add(b)
@@ -58,7 +58,7 @@ func (t *Tree) add(b []byte) {
 }
 
 func appendBytes[T ~string | ~[]byte](b []byte, v T) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(v))) //nolint:gosec // a field of a frame, which has at most 1 MiB
 	return append(b, v...)
 }
 

@@ -83,7 +83,7 @@ func EncodeResult(sigLen int, out []Outcome) []byte {
 	}
 	b := append(make([]byte, 0, 32+len(out)*sigLen+refused*(maxRefusalLen+8)), resultVersion)
 	b = binary.AppendUvarint(b, uint64(len(out)))
-	b = binary.AppendUvarint(b, uint64(sigLen))
+	b = binary.AppendUvarint(b, uint64(sigLen)) //nolint:gosec // a length
 	b = binary.AppendUvarint(b, uint64(refused))
 	for i, o := range out {
 		if o.Refusal != "" {
@@ -158,7 +158,7 @@ func (d *reader) num(limit int) int {
 		return 0
 	}
 	d.b = d.b[n:]
-	return int(v)
+	return int(v) //nolint:gosec // at most limit
 }
 
 func (d *reader) bytes(limit int) []byte {

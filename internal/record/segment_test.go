@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,8 +39,9 @@ func TestPayloadSegmentsComeBackAsTheyWere(t *testing.T) {
 			if err != nil {
 				t.Fatalf("DecodePayload: %v", err)
 			}
-			if diff := cmp.Diff(rs, got, cmpopts.EquateEmpty()); diff != "" {
-				t.Error(diff)
+			same := func(a, b record.Record) bool { return a.ID == b.ID && slices.Equal(a.Payload, b.Payload) }
+			if !slices.EqualFunc(rs, got, same) { // cmp alone takes a second for the largest batch
+				t.Error(cmp.Diff(rs, got, cmpopts.EquateEmpty()))
 			}
 		})
 	}
@@ -109,8 +111,11 @@ func TestResultSegmentsComeBackAsTheyWere(t *testing.T) {
 			if err != nil || n != tt.sigLen {
 				t.Fatalf("DecodeResult: %d, %v", n, err)
 			}
-			if diff := cmp.Diff(tt.out, got); diff != "" {
-				t.Error(diff)
+			same := func(a, b record.Outcome) bool {
+				return a.Refusal == b.Refusal && slices.Equal(a.Signature, b.Signature)
+			}
+			if !slices.EqualFunc(tt.out, got, same) {
+				t.Error(cmp.Diff(tt.out, got))
 			}
 		})
 	}
@@ -172,7 +177,7 @@ func FuzzDecodePayloadTakesOnlyWhatEncodeGives(f *testing.F) {
 			}
 			return
 		}
-		if !bytes.Equal(record.EncodePayload(rs), b) {
+		if !slices.Equal(record.EncodePayload(rs), b) {
 			t.Error("encodes to other bytes")
 		}
 	})
@@ -188,7 +193,7 @@ func FuzzDecodeResultTakesOnlyWhatEncodeGives(f *testing.F) {
 			}
 			return
 		}
-		if !bytes.Equal(record.EncodeResult(n, out), b) {
+		if !slices.Equal(record.EncodeResult(n, out), b) {
 			t.Error("encodes to other bytes")
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -203,7 +204,7 @@ func TestOtherEncodingsOfAHeaderAreRefused(t *testing.T) {
 		"epoch over 32 bit": with("epoch", uint64(1)<<32),
 		"invalid UTF-8":     bytes.Replace(good, []byte("\x64main"), []byte("\x64ma\xffn"), 1),
 	} {
-		if bytes.Equal(b, good) {
+		if slices.Equal(b, good) {
 			t.Errorf("%s: the test changes nothing", name)
 		}
 		if _, err := sealed.DecodeHeader(b); !errors.Is(err, sealed.ErrMalformed) {
@@ -249,7 +250,7 @@ func FuzzDecodeHeaderTakesOnlyWhatEncodeGives(f *testing.F) {
 	f.Add(sealed.EncodeHeader(header()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := sealed.DecodeHeader(b)
-		if err == nil && !bytes.Equal(sealed.EncodeHeader(h), b) {
+		if err == nil && !slices.Equal(sealed.EncodeHeader(h), b) {
 			t.Error("encodes to other bytes")
 		}
 		if err != nil && !errors.Is(err, sealed.ErrMalformed) {
@@ -262,7 +263,7 @@ func FuzzDecodeEntryTakesOnlyWhatEncodeGives(f *testing.F) {
 	f.Add(sealed.EncodeEntry(entry()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := sealed.DecodeEntry(b)
-		if err == nil && !bytes.Equal(sealed.EncodeEntry(e), b) {
+		if err == nil && !slices.Equal(sealed.EncodeEntry(e), b) {
 			t.Error("encodes to other bytes")
 		}
 		if err != nil && !errors.Is(err, sealed.ErrMalformed) {

@@ -127,7 +127,7 @@ func WriteFrame(w io.Writer, payload []byte) error {
 		return refusal.BadFrame
 	}
 	b := make([]byte, headerLen, headerLen+len(payload))
-	binary.BigEndian.PutUint32(b, uint32(len(payload)))
+	binary.BigEndian.PutUint32(b, uint32(len(payload))) //nolint:gosec // at most MaxFrame
 	if _, err := w.Write(append(b, payload...)); err != nil {
 		return fmt.Errorf("write frame: %w", err)
 	}

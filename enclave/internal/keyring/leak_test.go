@@ -32,7 +32,7 @@ const marker = "KEYHOLD-MARKER-SCALAR-0123456789"
 
 // spellings of a secret, as verbs and encoders would write it.
 func spellings(b []byte) []string {
-	decimals := strings.Trim(fmt.Sprint(b), "[]")
+	decimals := strings.Trim(fmt.Sprintf("%d", b), "[]")
 	return []string{
 		string(b), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)), base64.StdEncoding.EncodeToString(b)[:40],
 		decimals, strings.ReplaceAll(decimals, " ", ","), strings.ReplaceAll(decimals, " ", ", "),

@@ -50,7 +50,7 @@ func (s *ring) seal(p sealed.Public, scalar []byte) ([]byte, error) {
 		return nil, err
 	}
 	nonce := make([]byte, sealed.NonceLen)
-	rand.Read(nonce) //nolint:errcheck // documented to end the program instead of failing
+	rand.Read(nonce)
 	return sealed.EncodeEntry(&sealed.Entry{
 		Public: p, Nonce: nonce, Ciphertext: aead.Seal(nil, nonce, scalar, p.AAD()),
 	}), nil

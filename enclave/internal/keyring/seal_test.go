@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"math/big"
+	"slices"
 	"testing"
 
 	ethcrypto "github.com/ethereum/go-ethereum/crypto"
@@ -303,7 +304,7 @@ func FuzzOpenAcceptsOnlyWhatWasSealed(f *testing.F) {
 		to := min(from+int(cut), len(entry))
 		edited := bytes.Join([][]byte{entry[:from], insert, entry[to:]}, nil)
 		err := newRing(t, testConfig(), testHeader()).Open(edited)
-		if bytes.Equal(edited, entry) {
+		if slices.Equal(edited, entry) {
 			if err != nil {
 				t.Errorf("the unchanged entry: %v", err)
 			}
@@ -330,7 +331,7 @@ func publicFor(tb testing.TB, a record.Algorithm, private []byte) sealed.Public 
 			tb.Fatalf("NewPrivateKey: %v", err)
 		}
 		public = key.PublicKey().Bytes()
-	default:
+	case record.RSA2048:
 		tb.Fatalf("no 32-byte keys of %s", a)
 	}
 	return sealed.Public{

@@ -6,9 +6,7 @@ const chunkLen = 64 << 10
 
 // span is a place in a vault.
 type span struct {
-	chunk  uint32
-	offset uint32
-	length uint32
+	chunk, offset, length int
 }
 
 // vault is memory for private keys: appended to, never moved, erased as a
@@ -23,7 +21,7 @@ func (v *vault) put(b []byte) span {
 	if len(v.chunks) == 0 || v.used+len(b) > chunkLen {
 		v.chunks, v.used = append(v.chunks, new([chunkLen]byte)), 0
 	}
-	s := span{uint32(len(v.chunks) - 1), uint32(v.used), uint32(len(b))}
+	s := span{len(v.chunks) - 1, v.used, len(b)}
 	v.used += copy(v.chunks[s.chunk][v.used:], b)
 	return s
 }

@@ -133,7 +133,7 @@ var context = sync.OnceValue(func() *C.secp256k1_context {
 		panic("secp: the program was linked without go-ethereum's libsecp256k1")
 	}
 	var seed [32]byte
-	rand.Read(seed[:]) //nolint:errcheck // documented to end the program instead of failing
+	rand.Read(seed[:]) // never fails: it ends the program instead
 	defer clear(seed[:])
 	ctx := C.kh_context((*C.uchar)(&seed[0]))
 	if ctx == nil {

@@ -26,6 +26,9 @@ const DefaultMaxConns = 64
 // ErrDown answers whoever talks to a server that has crashed or was closed.
 var ErrDown = errors.New("enclavetest: the enclave is down")
 
+// errPanic is the value of the panic of Options.Panic.
+var errPanic = errors.New("enclavetest: panic on purpose")
+
 // errPoisoned is the panic of a crash. The request that caused it has lost its
 // connection by then.
 var errPoisoned = errors.New("enclavetest: poisoned")
@@ -59,6 +62,9 @@ type Options struct {
 	// Poison, where set, is asked about each payload about to be signed; true
 	// crashes the enclave.
 	Poison func(payload []byte) bool
+
+	// Panic is the same with a panic that the enclave survives.
+	Panic func(payload []byte) bool
 }
 
 // Sealed is a keyring as parents store it.

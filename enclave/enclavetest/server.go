@@ -127,13 +127,16 @@ func (s *Server) now() *life {
 	return s.life
 }
 
-// beforeRecord is nil without Options.Poison.
+// beforeRecord is nil without Options.Poison and Options.Panic.
 func (s *Server) beforeRecord() func([]byte) {
-	if s.opt.Poison == nil {
+	if s.opt.Poison == nil && s.opt.Panic == nil {
 		return nil
 	}
 	return func(payload []byte) {
-		if s.opt.Poison(payload) {
+		if s.opt.Panic != nil && s.opt.Panic(payload) {
+			panic(fmt.Errorf("%w: %s", errPanic, payload)) // a panic's value may well hold payload: nobody must print it
+		}
+		if s.opt.Poison != nil && s.opt.Poison(payload) {
 			s.Crash()
 			panic(errPoisoned)
 		}

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,31 +86,40 @@ func BenchmarkBareSignVerify(b *testing.B)   { measure(b, bareLoop(b, benchRecor
 func BenchmarkEngineSign(b *testing.B)       { measure(b, engineLoop(b, benchRecords(), false)) }
 func BenchmarkEngineSignVerify(b *testing.B) { measure(b, engineLoop(b, benchRecords(), true)) }
 
-// What stands beside hash, sign and verify must stay small. CPU time of this
-// thread is measured, and the best of many runs counts: others use this machine
-// too.
+// What stands beside hash, sign and verify must stay small. Others use this
+// machine too, so the two loops take turns on one thread, the median of their
+// ratios counts, and only a limit that is passed three times over is passed.
 func TestRulesCostLittleBesideSigning(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures time")
 	}
-	const limit, runs = 1.12, 15
+	const limit, attempts = 1.12, 3
 	for _, verify := range []bool{false, true} {
 		t.Run(fmt.Sprintf("verify %t", verify), func(t *testing.T) {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			rs := benchRecords()
 			loop, engine := bareLoop(t, rs, verify), engineLoop(t, rs, verify)
-			bareTime, engineTime := time.Hour, time.Hour
-			for range runs {
-				bareTime, engineTime = min(bareTime, cpuTime(t, loop)), min(engineTime, cpuTime(t, engine))
+			for range attempts {
+				ratio := medianRatio(t, engine, loop)
+				t.Logf("engine against bare loop: %.3f", ratio)
+				if ratio <= limit {
+					return
+				}
 			}
-			ratio := float64(engineTime) / float64(bareTime)
-			t.Logf("%v against %v: %.3f", engineTime, bareTime, ratio)
-			if ratio > limit {
-				t.Errorf("the engine takes %.3f of the bare loop, limit %.2f", ratio, limit)
-			}
+			t.Errorf("the engine takes more than %.2f of the bare loop", limit)
 		})
 	}
+}
+
+func medianRatio(t *testing.T, a, b func()) float64 {
+	t.Helper()
+	ratios := make([]float64, 15)
+	for i := range ratios {
+		ratios[i] = float64(cpuTime(t, a)) / float64(cpuTime(t, b))
+	}
+	slices.Sort(ratios)
+	return ratios[len(ratios)/2]
 }
 
 func cpuTime(t *testing.T, f func()) time.Duration {

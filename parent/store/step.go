@@ -32,6 +32,7 @@ func (b *Batch) Shard() (int, bool) {
 		return ReadyShard(b.ID), true
 	case record.Quarantined:
 		return QuarantinedShard, true
+	case record.Signed, record.Refused:
 	}
 	return 0, false
 }

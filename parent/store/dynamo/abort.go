@@ -6,13 +6,9 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/store"
 )
-
-const parallel = 16 // transactions of one bulk call
 
 // AbortImport implements store.Intake. No batch can be added to an aborted
 // import, so its batches can be counted then. Their number is noted before the
@@ -95,20 +91,15 @@ func (s *Store) deleteUnclaimed(ctx context.Context, what string, id record.Impo
 	fresh := batchItem(store.Batch{State: record.Ready})
 	unclaimed := same(fresh, aState, aFence).orAbsent(aBatch)
 	var kept atomic.Int64
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(parallel)
-	for n := range end {
-		group.Go(func() error {
-			batch := record.MakeBatchID(id, n)
-			r, err := s.transact(ctx, what,
-				s.txDelete(tableBatches, batchKey(batch), unclaimed),
-				s.txDelete(tableSegments, segmentKey(batch, partPayload), when{}))
-			if err == nil && r != nil {
-				kept.Add(1)
-			}
-			return err
-		})
-	}
-	err := group.Wait()
+	err := inParallel(end, func(n int) error {
+		batch := record.MakeBatchID(id, n)
+		r, err := s.transact(ctx, what,
+			s.txDelete(tableBatches, batchKey(batch), unclaimed),
+			s.txDelete(tableSegments, segmentKey(batch, partPayload), when{}))
+		if err == nil && r != nil {
+			kept.Add(1)
+		}
+		return err
+	})
 	return int(kept.Load()), err
 }

@@ -74,7 +74,10 @@ func dropTables(t *testing.T, client *dynamodb.Client, prefix string) {
 
 func TestDynamoDBKeepsTheContracts(t *testing.T) {
 	dynoxidetest.Endpoint(t) // one server for all of them
-	storetest.Run(t, func(t *testing.T) store.Store { return newStore(t, dynamo.Options{}) })
+	storetest.Run(t, func(t *testing.T) store.Store {
+		t.Helper()
+		return newStore(t, dynamo.Options{})
+	})
 }
 
 func TestTablesAreCreatedOnceAndFoundAgain(t *testing.T) {

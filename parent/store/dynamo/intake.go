@@ -2,7 +2,6 @@ package dynamo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -228,13 +227,4 @@ func (s *Store) Requeue(ctx context.Context, id record.BatchID, now time.Time) e
 		return nil
 	}
 	return fmt.Errorf("%s: %w", what, store.ErrTaken)
-}
-
-// partly hides the sentinels in the error of a method of many writes once one of
-// them was made.
-func partly(ctx context.Context, what string, err error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s: not all of it was written: %w", what, context.Cause(ctx))
-	}
-	return fmt.Errorf("%s: not all of it was written: %w", what, errors.New(err.Error()))
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/store"
@@ -50,24 +49,18 @@ func (s *Store) PutKeys(ctx context.Context, keys []store.Key) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	var touched atomic.Bool // something was written, or may have been
-	group, inGroup := errgroup.WithContext(ctx)
-	group.SetLimit(parallel)
-	for chunk := range slices.Chunk(keys, keysPerTransaction) {
-		group.Go(func() error {
-			err := s.putChunk(inGroup, what, chunk)
-			if !untouched(err) {
-				touched.Store(true)
-			}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		if touched.Load() {
-			return partly(ctx, what, err)
+	chunks := slices.Collect(slices.Chunk(keys, keysPerTransaction))
+	err = inParallel(len(chunks), func(i int) error {
+		err := s.putChunk(ctx, what, chunks[i])
+		if !untouched(err) {
+			touched.Store(true)
 		}
 		return err
+	})
+	if err != nil && touched.Load() {
+		return partly(ctx, what, err)
 	}
-	return nil
+	return err
 }
 
 // untouched reports whether err is a sentinel, which says that nothing was written.

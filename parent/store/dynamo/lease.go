@@ -22,7 +22,7 @@ func (s *Store) Idle(ctx context.Context, pool string, shard, limit int) ([]stor
 		IndexName:                 aws.String(indexIdle),
 		KeyConditionExpression:    aws.String(aIdleShard + " = :shard"),
 		ExpressionAttributeValues: item{":shard": text(idleShard(pool, shard))},
-		Limit:                     aws.Int32(int32(min(max(limit, 1), 1000))), //nolint:gosec // bounded in the line
+		Limit:                     aws.Int32(int32(min(max(limit, 1), 1000))),
 		ReturnConsumedCapacity:    s.capacity,
 	}, s.observeAs(what))
 	if err != nil {

@@ -33,7 +33,7 @@ func (s *Store) Ready(ctx context.Context, shard int, until time.Time, limit int
 			":shard": number(shard), ":until": number(until.UnixNano()),
 		},
 		ExclusiveStartKey:      start,
-		Limit:                  aws.Int32(int32(min(max(limit, 1), 1000))), //nolint:gosec // bounded in the line
+		Limit:                  aws.Int32(int32(min(max(limit, 1), 1000))),
 		ReturnConsumedCapacity: s.capacity,
 	}, s.observeAs(what))
 	if err != nil {

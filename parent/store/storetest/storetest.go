@@ -69,7 +69,7 @@ type fixture struct {
 	store.Store
 }
 
-func (f *fixture) ctx() context.Context { return f.T.Context() }
+func (f *fixture) ctx() context.Context { return f.Context() }
 
 func (f *fixture) noError(err error) {
 	f.Helper()
@@ -112,10 +112,13 @@ func (f *fixture) eventually(what string, ok func() bool) {
 
 func hash(b byte) [32]byte { return [32]byte{0: b, 31: 0xff} }
 
-// keyID is key n of idle shard 0.
-func keyID(n int) record.KeyID { return record.KeyID{0: 0, 1: byte(n), 31: 1} }
+// octet makes n a byte of an id; the numbers of a test are small.
+func octet(n int) byte { return byte(n & 0xff) }
 
-func bootID(n int) record.BootID { return record.BootID{0: byte(n), 31: 2} }
+// keyID is key n of idle shard 0.
+func keyID(n int) record.KeyID { return record.KeyID{0: 0, 1: octet(n), 31: 1} }
+
+func bootID(n int) record.BootID { return record.BootID{0: octet(n), 31: 2} }
 
 func batchID(n int) record.BatchID { return record.MakeBatchID(importID, n) }
 
@@ -129,7 +132,7 @@ func newImport() store.Import {
 func newBatch(n int) store.Batch {
 	return store.Batch{
 		ID: batchID(n), ImportID: importID, State: record.Ready, Pool: pool, Kind: record.Message,
-		Count: 500, PayloadRoot: hash(byte(n)), VisibleAt: at(n),
+		Count: 500, PayloadRoot: hash(octet(n)), VisibleAt: at(n),
 	}
 }
 

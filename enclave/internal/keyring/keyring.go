@@ -77,21 +77,8 @@ func New(cfg *config.Config, h *sealed.Header, dek *secret.Bytes) (*Ring, error)
 	if err := checkHeader(cfg, h); err != nil {
 		return nil, fmt.Errorf("open keyring: %w", err)
 	}
-	var root *secret.Bytes
-	err := dek.Use(func(b []byte) error {
-		if len(b) != dekLen {
-			return refusal.KMSReply
-		}
-		prk, err := hkdf.Extract(sha256.New, b, nil)
-		root = secret.New(prk)
-		return err //nolint:wrapcheck // wrapped below
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open keyring: %w", err)
-	}
 	r := &ring{
-		keyring: h.Keyring, epoch: h.Epoch, fingerprint: h.Fingerprint(), canSeal: h.Epoch == cfg.SealEpoch,
-		cfg: cfg, root: root,
+		keyring: h.Keyring, epoch: h.Epoch, fingerprint: h.Fingerprint(), canSeal: h.Epoch == cfg.SealEpoch, cfg: cfg,
 		policies: make(map[string]*policy), deny: make(map[record.KeyID]struct{}),
 		keys: make(map[record.KeyID]*Key), held: make(map[pair]int),
 	}
@@ -105,6 +92,17 @@ func New(cfg *config.Config, h *sealed.Header, dek *secret.Bytes) (*Ring, error)
 			return nil, fmt.Errorf("open keyring: deny list: %w", refusal.ConfigInvalid)
 		}
 		r.deny[id] = struct{}{}
+	}
+	err := dek.Use(func(b []byte) error {
+		if len(b) != dekLen {
+			return refusal.KMSReply
+		}
+		root, err := hkdf.Extract(sha256.New, b, nil)
+		r.root = secret.New(root)
+		return err //nolint:wrapcheck // wrapped below
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open keyring: %w", err)
 	}
 	return &Ring{r.self}, nil
 }

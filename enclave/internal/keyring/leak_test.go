@@ -2,13 +2,20 @@ package keyring_test
 
 import (
 	"bytes"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/gob"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/fxamacker/cbor/v2"
@@ -41,10 +48,20 @@ func spellings(b []byte) []string {
 	}
 }
 
-func silent(tb testing.TB, how, out string) {
-	tb.Helper()
+// secrets are the spellings of the marker, of the data key and of what HKDF
+// extracts from it.
+var secrets = sync.OnceValue(func() []string {
 	dek := bytes.Repeat([]byte{0x42}, 32)
-	for _, s := range append(spellings([]byte(marker)), spellings(dek)...) {
+	root, err := hkdf.Extract(sha256.New, dek, nil)
+	if err != nil {
+		panic(err)
+	}
+	return slices.Concat(spellings([]byte(marker)), spellings(dek), spellings(root))
+})
+
+func silent(tb testing.TB, how, out string, more ...string) {
+	tb.Helper()
+	for _, s := range slices.Concat(secrets(), more) {
 		if strings.Contains(out, s) {
 			tb.Errorf("%s shows a secret", how)
 			return
@@ -68,38 +85,64 @@ func TestNoVerbLoggerOrEncoderShowsAScalar(t *testing.T) {
 		t.Run(string(a), func(t *testing.T) {
 			t.Parallel()
 			r := newRing(t, testConfig(), testHeader())
-			k := plantMarker(t, r, a)
-			s, err := k.NewSigner(record.Message)
-			if err != nil {
-				t.Fatalf("NewSigner: %v", err)
-			}
-			if _, err := s.Sign([]byte("payload")); err != nil {
-				t.Fatalf("Sign: %v", err)
-			}
-			values := map[string]any{
-				"*Ring": r, "Ring": *r, "*Key": k, "Key": *k, "*Signer": s, "Signer": *s,
-				"outer":  outer{r, k, s, []keyring.Ring{*r}, map[string]keyring.Key{"k": *k}, *s},
-				"*outer": &outer{ring: r, key: k, signer: s}, "[]any": []any{r, k, s, *r, *k, *s},
-			}
-			for name, v := range values {
-				checkSilent(t, name, v)
-			}
+			checkAll(t, r, plant(t, r, publicFor(t, a, []byte(marker)), []byte(marker)))
 		})
 	}
 }
 
-func checkSilent(t *testing.T, name string, v any) {
+func TestNoVerbLoggerOrEncoderShowsAnRSAKey(t *testing.T) {
+	t.Parallel()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatalf("GenerateKey: %v", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatalf("PKCS #8: %v", err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
+		t.Fatalf("PKIX: %v", err)
+	}
+	r := newRing(t, testConfig(), testHeader())
+	k := plant(t, r, publicPart(record.RSA2048, public), der)
+	more := []string{private.D.String(), private.Primes[0].String(), private.Primes[1].String(), fmt.Sprintf("%#v", private.D)}
+	for _, b := range [][]byte{private.D.Bytes()[:64], private.Primes[0].Bytes()[:64], private.Primes[1].Bytes()[:64]} {
+		more = append(more, spellings(b)...)
+	}
+	checkAll(t, r, k, more...)
+}
+
+func checkAll(t *testing.T, r *keyring.Ring, k *keyring.Key, more ...string) {
+	t.Helper()
+	s, err := k.NewSigner(record.Message)
+	if err != nil {
+		t.Fatalf("NewSigner: %v", err)
+	}
+	if _, err := s.Sign([]byte("payload")); err != nil {
+		t.Fatalf("Sign: %v", err)
+	}
+	for name, v := range map[string]any{
+		"*Ring": r, "Ring": *r, "*Key": k, "Key": *k, "*Signer": s, "Signer": *s,
+		"outer":  outer{r, k, s, []keyring.Ring{*r}, map[string]keyring.Key{"k": *k}, *s},
+		"*outer": &outer{ring: r, key: k, signer: s}, "[]any": []any{r, k, s, *r, *k, *s},
+	} {
+		checkSilent(t, name, v, more)
+	}
+}
+
+func checkSilent(t *testing.T, name string, v any, more []string) {
 	t.Helper()
 	for _, flags := range []string{"", "+", "#", "-", " ", "0", "64.64"} {
 		for _, verb := range "vsxXdqtbcoOUeEfFgGpTw" {
 			f := "%" + flags + string(verb)
-			silent(t, name+" under "+f, fmt.Sprintf(f, v))
+			silent(t, name+" under "+f, fmt.Sprintf(f, v), more...)
 		}
 	}
 	var log, stream bytes.Buffer
 	slog.New(slog.NewJSONHandler(&log, nil)).InfoContext(t.Context(), "message", slog.Any("value", v))
 	slog.New(slog.NewTextHandler(&log, nil)).InfoContext(t.Context(), "message", slog.Any("value", v))
-	silent(t, name+" in slog", log.String())
+	silent(t, name+" in slog", log.String(), more...)
 	// An encoder may fail or write nothing; neither may show anything.
 	for how, encode := range map[string]func() ([]byte, error){
 		"JSON": func() ([]byte, error) { return json.Marshal(v) },
@@ -107,8 +150,8 @@ func checkSilent(t *testing.T, name string, v any) {
 		"gob":  func() ([]byte, error) { err := gob.NewEncoder(&stream).Encode(v); return stream.Bytes(), err },
 	} {
 		out, err := encode()
-		silent(t, name+" as "+how, string(out)+hex.EncodeToString(out))
-		silent(t, name+" as "+how+" error", fmt.Sprint(err))
+		silent(t, name+" as "+how, string(out)+hex.EncodeToString(out), more...)
+		silent(t, name+" as "+how+" error", fmt.Sprint(err), more...)
 	}
 }
 
@@ -145,10 +188,9 @@ func TestErrorsShowNoScalar(t *testing.T) {
 	}
 }
 
-func plantMarker(tb testing.TB, r *keyring.Ring, a record.Algorithm) *keyring.Key {
+func plant(tb testing.TB, r *keyring.Ring, p sealed.Public, private []byte) *keyring.Key {
 	tb.Helper()
-	p := publicFor(tb, a, []byte(marker))
-	entry, err := keyring.TestingOnlySeal(r, p, []byte(marker))
+	entry, err := keyring.TestingOnlySeal(r, p, private)
 	if err != nil {
 		tb.Fatalf("seal: %v", err)
 	}

@@ -262,10 +262,8 @@ func TestRSAKeysHave2048BitsAndTheUsualExponent(t *testing.T) {
 	}
 }
 
-// openPlanted opens a key whose private bytes the test knows.
-func openPlanted(tb testing.TB, a record.Algorithm, private, public []byte) *keyring.Key {
-	tb.Helper()
-	r := newRing(tb, testConfig(), testHeader())
+// publicPart is what the test's ring writes of such a key.
+func publicPart(a record.Algorithm, public []byte) sealed.Public {
 	p := sealed.Public{
 		Version: 1, Keyring: "main", Fingerprint: testHeader().Fingerprint(), Epoch: 2,
 		KeyID: sealed.KeyID(a, public), Algorithm: a, PublicKey: public, Policy: "all",
@@ -273,18 +271,13 @@ func openPlanted(tb testing.TB, a record.Algorithm, private, public []byte) *key
 	if a == record.Secp256k1 {
 		p.Address = payload.Address(public)
 	}
-	entry, err := keyring.TestingOnlySeal(r, p, private)
-	if err != nil {
-		tb.Fatalf("seal: %v", err)
-	}
-	if err := r.Open(entry); err != nil {
-		tb.Fatalf("Open: %v", err)
-	}
-	k, err := r.Key(p.KeyID)
-	if err != nil {
-		tb.Fatalf("Key: %v", err)
-	}
-	return k
+	return p
+}
+
+// openPlanted opens a key whose private bytes the test knows.
+func openPlanted(tb testing.TB, a record.Algorithm, private, public []byte) *keyring.Key {
+	tb.Helper()
+	return plant(tb, newRing(tb, testConfig(), testHeader()), publicPart(a, public), private)
 }
 
 // The fuzzer edits entries instead of making them: each of its processes has
@@ -334,8 +327,5 @@ func publicFor(tb testing.TB, a record.Algorithm, private []byte) sealed.Public 
 	case record.RSA2048:
 		tb.Fatalf("no 32-byte keys of %s", a)
 	}
-	return sealed.Public{
-		Version: 1, Keyring: "main", Fingerprint: testHeader().Fingerprint(), Epoch: 2,
-		KeyID: sealed.KeyID(a, public), Algorithm: a, PublicKey: public, Policy: "all",
-	}
+	return publicPart(a, public)
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -148,9 +149,11 @@ func (w *Window) fill(ctx context.Context) error {
 	return nil
 }
 
+// merge puts what the index says together with what this process knows better.
 func (w *Window) merge(keys []store.IdleKey, bound uint64) {
 	now := w.elapsed()
-	w.idle, w.bound = w.idle[:0:0], bound
+	maps.DeleteFunc(w.own, func(_ record.KeyID, k knowledge) bool { return now-k.at > indexLag })
+	w.idle, w.bound = nil, bound
 	for _, k := range keys {
 		w.highest = max(w.highest, k.Used)
 		own, ok := w.own[k.KeyID]
@@ -163,11 +166,8 @@ func (w *Window) merge(keys []store.IdleKey, bound uint64) {
 		}
 	}
 	slices.SortFunc(w.idle, order)
-	for id, own := range w.own {
-		switch {
-		case now-own.at > indexLag:
-			delete(w.own, id)
-		case own.idle && own.key.Used <= bound:
+	for _, own := range w.own {
+		if own.idle && own.key.Used <= bound {
 			w.insert(own.key)
 		}
 	}

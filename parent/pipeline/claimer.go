@@ -294,10 +294,10 @@ func (c *claimer) withKey(ctx context.Context, b store.Batch) (*candidate, error
 	w := want{b.Pool, b.KeyID}
 	if !b.KeyID.IsZero() {
 		l, err := c.p.Store.Lease(ctx, b.KeyID)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err != nil {
 			return nil, err
 		}
-		if err != nil || !l.Idle() {
+		if !l.Idle() {
 			c.park(b.ID, w)
 			return nil, nil
 		}

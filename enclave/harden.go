@@ -34,8 +34,12 @@ func harden(ctx context.Context, log *slog.Logger) error {
 }
 
 // mayLock is false where memory could be locked up to a limit only: reaching it
-// later would end the process.
+// later would end the process. A privileged process lifts the limit first.
 func mayLock() bool {
+	unlimited := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited); err == nil {
+		return true
+	}
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {
 		return false

@@ -111,7 +111,7 @@ func DecodeResult(b []byte) (sigLen int, out []Outcome, err error) {
 	n := d.head(resultVersion)
 	sigLen = d.num(512)
 	refused := d.num(n)
-	if d.bad || n == 0 || n > MaxBatchSize || sigLen == 0 {
+	if d.bad || n == 0 || n > MaxBatchSize || sigLen == 0 || len(b) > MaxSegmentLen {
 		return 0, nil, fmt.Errorf("%w: result header", ErrSegment)
 	}
 	out = make([]Outcome, n)

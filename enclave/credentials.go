@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	credentialsURL     = "http://parent/credentials" // the host is nobody's: the connection is dialled
+	credentialsURL     = "http://parent/credentials" //nolint:gosec // no credential; the host is nobody's: the connection is dialled
 	credentialsTimeout = 15 * time.Second            // longer than the parent gives its own source
 	maxCredentials     = 16 << 10                    // bytes of the answer
 	maxCredentialsHead = 4 << 10

@@ -54,7 +54,7 @@ func TestCredentialsAreTakenInOneFormOnly(t *testing.T) {
 }
 
 func TestAskingForCredentialsEndsWithItsContext(t *testing.T) {
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

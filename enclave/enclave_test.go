@@ -118,7 +118,7 @@ func (h *host) admit(t *testing.T, pcr16 [48]byte) {
 
 func (h *host) serve(t *testing.T, f func(context.Context, net.Listener) error) net.Addr {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func (h *host) serve(t *testing.T, f func(context.Context, net.Listener) error) 
 // run runs f until the test ends.
 func (h *host) run(t *testing.T, f func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // must outlive the test's own context until Cleanup
+	ctx, cancel := context.WithCancel(context.Background()) // outlives the test's own context, until Cleanup
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()
 	t.Cleanup(func() {
@@ -154,7 +154,7 @@ func (h *host) boot(t *testing.T, change func(*enclave.Config)) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "e"))
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "e"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func (h *host) boot(t *testing.T, change func(*enclave.Config)) net.Conn {
 		change(&cfg)
 	}
 	h.run(t, func(ctx context.Context) error { return enclave.Run(ctx, cfg) })
-	conn, err := net.Dial("unix", l.Addr().String())
+	conn, err := new(net.Dialer).DialContext(t.Context(), "unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,8 +223,12 @@ func TestWithoutItsRightsAnEnclaveGetsNoDataKey(t *testing.T) {
 		change func(*testing.T, *host, *enclave.Config)
 		want   refusal.Code
 	}{
-		{"the key policy admits another config", func(t *testing.T, h *host, _ *enclave.Config) { h.admit(t, [48]byte{2}) }, refusal.KMSDenied},
+		{"the key policy admits another config", func(t *testing.T, h *host, _ *enclave.Config) {
+			t.Helper()
+			h.admit(t, [48]byte{2})
+		}, refusal.KMSDenied},
 		{"a debug enclave", func(t *testing.T, h *host, c *enclave.Config) {
+			t.Helper()
 			device, err := nsmtest.New(h.ca, nsmtest.Options{Debug: true})
 			if err != nil {
 				t.Fatal(err)
@@ -232,6 +236,7 @@ func TestWithoutItsRightsAnEnclaveGetsNoDataKey(t *testing.T) {
 			c.NSM = device
 		}, refusal.DebugEnclave},
 		{"an NSM under another root", func(t *testing.T, _ *host, c *enclave.Config) {
+			t.Helper()
 			ca, err := nsmtest.NewCA(nil)
 			if err != nil {
 				t.Fatal(err)
@@ -286,7 +291,7 @@ func TestADataKeyOfAnotherKMSKeyIsRefused(t *testing.T) {
 }
 
 func TestRunEndsWithoutEntropy(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "e"))
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "e"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +311,7 @@ func TestRunEndsWithoutEntropy(t *testing.T) {
 	if !errors.Is(err, refusal.EntropyWeak) {
 		t.Errorf("got %v", err)
 	}
-	if conn, err := net.Dial("unix", l.Addr().String()); err == nil {
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "unix", l.Addr().String()); err == nil {
 		conn.Close()
 		t.Error("the listener is still open")
 	}

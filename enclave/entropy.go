@@ -56,8 +56,9 @@ func creditKernel(b []byte) error {
 	if err != nil {
 		return fmt.Errorf("open the kernel's pool: %w", err)
 	}
-	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(b)))
-	info = binary.NativeEndian.AppendUint32(info, uint32(len(b)))
+	n := uint32(len(b)) //nolint:gosec // creditLen
+	info := binary.NativeEndian.AppendUint32(nil, 8*n)
+	info = binary.NativeEndian.AppendUint32(info, n)
 	info = append(info, b...)
 	defer clear(info)
 	return errors.Join(addEntropy(f.Fd(), info), f.Close())

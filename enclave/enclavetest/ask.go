@@ -18,10 +18,10 @@ func Ask[Reply any](conn net.Conn, t wire.Type, req any) (*Reply, error) {
 	const id = 1
 	frame, err := wire.Encode(id, t, req)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what was attempted
+		return nil, err
 	}
 	if err := wire.WriteFrame(conn, frame); err != nil {
-		return nil, err //nolint:wrapcheck // says what was attempted
+		return nil, err
 	}
 	return Answer[Reply](conn, id, t)
 }
@@ -30,7 +30,7 @@ func Ask[Reply any](conn net.Conn, t wire.Type, req any) (*Reply, error) {
 func Answer[Reply any](conn net.Conn, id uint64, t wire.Type) (*Reply, error) {
 	frame, err := wire.ReadFrame(conn)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what was attempted
+		return nil, err
 	}
 	m, err := wire.Decode(frame)
 	if err != nil {

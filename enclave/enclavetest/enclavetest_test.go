@@ -1,7 +1,6 @@
 package enclavetest_test
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"errors"
 	"io"
@@ -102,21 +101,14 @@ func TestConfigureCreateAddKeysSignOverAPipe(t *testing.T) {
 		t.Fatalf("hello of a new enclave: %+v", h)
 	}
 	configured := ask[wire.ConfigureReply](t, conn, wire.TypeConfigure, &wire.Configure{Config: s.Config()})
-	if want := config.PCR16(s.Config()); configured.Already || !bytes.Equal(configured.PCR16, want[:]) {
+	if configured.Already || [48]byte(configured.PCR16) != config.PCR16(s.Config()) {
 		t.Fatal("configure measured something else")
 	}
 	created := ask[wire.CreateKeyringReply](t, conn, wire.TypeCreateKeyring, &wire.CreateKeyring{})
 	added := ask[wire.AddKeysReply](t, conn, wire.TypeAddKeys, &wire.AddKeys{Algorithm: record.Secp256k1, Policy: "default", Count: 3})
 
 	_, h = dial(t, s)
-	key := bootKey(t, s, h)
-	made, err := receipt.OpenReceipt(key, added.Receipt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if made.Subject != receipt.SubjectKeys || made.Count != 3 || made.ResultRoot != receipt.KeysRoot(added.Keys) || made.Seq != 1 {
-		t.Errorf("receipt of new keys: %+v", made)
-	}
+	checkMade(t, bootKey(t, s, h), added)
 
 	// Another boot opens what was sealed, and signs.
 	if err := s.Restart(t.Context()); err != nil {
@@ -130,6 +122,18 @@ func TestConfigureCreateAddKeysSignOverAPipe(t *testing.T) {
 	}
 	_, h = dial(t, s)
 	checkSigned(t, bootKey(t, s, h), conn, added.Keys[1], h.Ticket)
+}
+
+// checkMade verifies the receipt of new keys.
+func checkMade(t *testing.T, receiptKey ed25519.PublicKey, added *wire.AddKeysReply) {
+	t.Helper()
+	made, err := receipt.OpenReceipt(receiptKey, added.Receipt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made.Subject != receipt.SubjectKeys || made.Count != 3 || made.ResultRoot != receipt.KeysRoot(added.Keys) || made.Seq != 1 {
+		t.Errorf("receipt of new keys: %+v", made)
+	}
 }
 
 // checkSigned signs a batch with the key of a sealed entry and verifies every

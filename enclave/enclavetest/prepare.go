@@ -14,12 +14,12 @@ import (
 // prepare takes the enclave to ready, with all keys, as a parent would.
 func (s *Server) prepare(ctx context.Context, l *life) error {
 	if _, err := l.boot.Configure(ctx, &wire.Configure{Config: s.raw}); err != nil {
-		return err //nolint:wrapcheck // wrapped by Restart
+		return err
 	}
 	if len(s.ring.Header) == 0 {
 		made, err := l.boot.CreateKeyring(ctx)
 		if err != nil {
-			return err //nolint:wrapcheck // wrapped by Restart
+			return err
 		}
 		entries, err := s.makeKeys(ctx, l)
 		if err != nil {
@@ -43,23 +43,23 @@ func (s *Server) makeKeys(ctx context.Context, l *life) (entries [][]byte, err e
 	engine := l.boot.Engine()
 	lane, err := engine.Connect()
 	if err != nil {
-		return nil, err //nolint:wrapcheck // wrapped by Restart
+		return nil, err
 	}
 	defer engine.Disconnect(lane)
 	var receipts uint64 // all taken as stored, so the lane is empty afterwards
 	for len(entries) < s.opt.Keys {
 		n := min(s.opt.Keys-len(entries), wire.MaxAddKeys)
 		reply, err := engine.AddKeys(ctx, lane, &wire.AddKeys{
-			Algorithm: s.opt.Algorithm, Policy: policy, Count: uint32(n), Ack: receipts,
+			Algorithm: s.opt.Algorithm, Policy: policy, Count: uint32(n), Ack: receipts, //nolint:gosec // up to MaxAddKeys
 		})
 		if err != nil {
-			return nil, err //nolint:wrapcheck // wrapped by Restart
+			return nil, err
 		}
 		entries = append(entries, reply.Keys...)
 		receipts++
 	}
 	_, err = engine.Receipts(lane, &wire.Receipts{Ack: []wire.LaneSeq{{Lane: lane.Number(), Seq: receipts}}})
-	return entries, err //nolint:wrapcheck // wrapped by Restart
+	return entries, err
 }
 
 func (s *Server) load(ctx context.Context, l *life) error {
@@ -70,7 +70,7 @@ func (s *Server) load(ctx context.Context, l *life) error {
 	for _, keys := range chunks {
 		reply, err := l.boot.Load(ctx, &wire.Load{Header: s.ring.Header, Keys: keys})
 		if err != nil {
-			return err //nolint:wrapcheck // wrapped by Restart
+			return err
 		}
 		if len(reply.Refused) > 0 {
 			return fmt.Errorf("%d sealed keys: %w", len(reply.Refused), refusal.SealedInvalid)

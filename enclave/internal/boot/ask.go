@@ -77,7 +77,7 @@ func (b *Boot) refuseAll(ctx context.Context, code refusal.Code) error {
 
 // ended makes the wanted end of Run no error.
 func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if errors.Is(err, ctx.Err()) {
 		return nil
 	}
 	return err
@@ -156,8 +156,9 @@ func (b *Boot) Load(ctx context.Context, m *wire.Load) (*wire.LoadReply, error) 
 		return nil, err
 	}
 	p := b.Progress()
+	loaded := uint64(len(m.Keys) - len(refused)) //nolint:gosec // refused are some of m.Keys
 	return &wire.LoadReply{
-		Already: already, Loaded: uint64(len(m.Keys) - len(refused)), Total: b.engine.Keys(), Refused: refused,
+		Already: already, Loaded: loaded, Total: b.engine.Keys(), Refused: refused,
 		Document: p.Document, Statement: p.Statement,
 	}, nil
 }

@@ -182,7 +182,7 @@ func (b *Boot) Run(ctx context.Context) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
-		switch q.typ {
+		switch q.typ { //nolint:exhaustive // no other type is asked of Run
 		case wire.TypeConfigure:
 			q.answer(b.sameConfig(q.body))
 			continue

@@ -42,12 +42,12 @@ type counted struct {
 
 func (c counted) GenerateDataKey(ctx context.Context, e map[string]string) ([]byte, *secret.Bytes, error) {
 	*c.calls = append(*c.calls, "GenerateDataKey")
-	return c.KMS.GenerateDataKey(ctx, e) //nolint:wrapcheck // a test's
+	return c.KMS.GenerateDataKey(ctx, e)
 }
 
 func (c counted) Decrypt(ctx context.Context, w []byte, e map[string]string) (*secret.Bytes, error) {
 	*c.calls = append(*c.calls, "Decrypt")
-	return c.KMS.Decrypt(ctx, w, e) //nolint:wrapcheck // a test's
+	return c.KMS.Decrypt(ctx, w, e)
 }
 
 func newWorld(t *testing.T, debug bool, client boot.KMS) *world {
@@ -78,7 +78,7 @@ func (w *world) start(t *testing.T) *boot.Boot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // must outlive the test's own context until Cleanup
+	ctx, cancel := context.WithCancel(context.Background()) // outlives the test's own context, until Cleanup
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
 	t.Cleanup(func() {
@@ -134,7 +134,7 @@ func TestAConfigIsMeasuredAndLockedBeforeItIsParsed(t *testing.T) {
 	want(t, err, refusal.ConfigInvalid)
 	value, locked, err := w.nsm.DescribePCR(16)
 	want(t, err, "")
-	if pcr := config.PCR16(bad); !locked || !bytes.Equal(value, pcr[:]) {
+	if !locked || [48]byte(value) != config.PCR16(bad) {
 		t.Error("what was refused is not what was measured")
 	}
 	// A good config cannot follow in this boot.
@@ -158,7 +158,7 @@ func TestAConfigCountsOnce(t *testing.T) {
 		t.Helper()
 		reply, err := configure(t, b, raw)
 		want(t, err, "")
-		if pcr := config.PCR16(raw); reply.Already != wantAlready || !bytes.Equal(reply.PCR16, pcr[:]) {
+		if reply.Already != wantAlready || [48]byte(reply.PCR16) != config.PCR16(raw) {
 			t.Errorf("already %t, want %t", reply.Already, wantAlready)
 		}
 	}
@@ -193,17 +193,20 @@ func TestPCR16MustBeZeroUnlockedAndTakeTheMeasurement(t *testing.T) {
 		prepare func(*testing.T, *world)
 	}{
 		{"extended before", func(t *testing.T, w *world) {
+			t.Helper()
 			if _, err := w.nsm.ExtendPCR(16, []byte("x")); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{"extended before with the very config", func(t *testing.T, w *world) {
+			t.Helper()
 			m := config.Measurement(encoded(t, nil))
 			if _, err := w.nsm.ExtendPCR(16, m[:]); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{"locked before", func(t *testing.T, w *world) {
+			t.Helper()
 			if err := w.nsm.LockPCRs(17); err != nil {
 				t.Fatal(err)
 			}
@@ -239,7 +242,7 @@ func (l liar) ExtendPCR(i uint16, data []byte) ([]byte, error) {
 	value, err := l.Session.ExtendPCR(i, data)
 	value = bytes.Clone(value)
 	value[47] ^= 1
-	return value, err //nolint:wrapcheck // a test's
+	return value, err
 }
 
 func TestNothingButAConfigIsTakenFirst(t *testing.T) {
@@ -301,8 +304,8 @@ func TestANewDataKeyIsOpenedAgainBeforeItIsUsed(t *testing.T) {
 type forgetful struct{ *enclavetest.KMS }
 
 func (f forgetful) Decrypt(ctx context.Context, _ []byte, e map[string]string) (*secret.Bytes, error) {
-	_, dek, err := f.KMS.GenerateDataKey(ctx, e)
-	return dek, err //nolint:wrapcheck // a test's
+	_, dek, err := f.GenerateDataKey(ctx, e)
+	return dek, err
 }
 
 func failAt(op string, err error) func(string) error {
@@ -425,7 +428,7 @@ func TestKeyringsCountOnce(t *testing.T) {
 	want(t, err, "")
 	again, err := maker.CreateKeyring(t.Context())
 	want(t, err, "")
-	if !bytes.Equal(made.Header, again.Header) || !bytes.Equal(made.Document, again.Document) {
+	if string(made.Header) != string(again.Header) || string(made.Document) != string(again.Document) {
 		t.Error("asked again, another keyring was made")
 	}
 	other, err := newWorld(t, false, client).configured(t).CreateKeyring(t.Context())

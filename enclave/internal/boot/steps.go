@@ -140,7 +140,7 @@ func openKeyring(ctx context.Context, session nsm.Session, client KMS, cfg *conf
 func newRing(cfg *config.Config, h *sealed.Header, dek *secret.Bytes) (*sealed.Header, *keyring.Ring, error) {
 	ring, err := keyring.New(cfg, h, dek)
 	if err != nil {
-		return nil, nil, err //nolint:wrapcheck // says what was attempted
+		return nil, nil, err
 	}
 	return h, ring, nil
 }

@@ -36,7 +36,7 @@ func body[Req, Reply any](f func(*session, context.Context, *Req) (*Reply, error
 	return func(m *wire.Message) (action, error) {
 		req := new(Req)
 		if err := wire.DecodeBody(m, req); err != nil {
-			return nil, err //nolint:wrapcheck // a refusal
+			return nil, err
 		}
 		return func(ctx context.Context, c *session) (any, error) {
 			reply, err := f(c, ctx, req)
@@ -55,7 +55,7 @@ func (c *session) hello(context.Context, *wire.Hello) (*wire.HelloReply, error) 
 	if c.lane == nil {
 		lane, err := c.engine().Connect()
 		if err != nil {
-			return nil, err //nolint:wrapcheck // a refusal
+			return nil, err
 		}
 		c.lane = lane
 	}
@@ -67,19 +67,19 @@ func (c *session) hello(context.Context, *wire.Hello) (*wire.HelloReply, error) 
 }
 
 func (c *session) configure(ctx context.Context, m *wire.Configure) (*wire.ConfigureReply, error) {
-	return c.srv.opt.Boot.Configure(ctx, m) //nolint:wrapcheck // a refusal
+	return c.srv.opt.Boot.Configure(ctx, m)
 }
 
 func (c *session) createKeyring(ctx context.Context, _ *wire.CreateKeyring) (*wire.CreateKeyringReply, error) {
-	return c.srv.opt.Boot.CreateKeyring(ctx) //nolint:wrapcheck // a refusal
+	return c.srv.opt.Boot.CreateKeyring(ctx)
 }
 
 func (c *session) load(ctx context.Context, m *wire.Load) (*wire.LoadReply, error) {
-	return c.srv.opt.Boot.Load(ctx, m) //nolint:wrapcheck // a refusal
+	return c.srv.opt.Boot.Load(ctx, m)
 }
 
 func (c *session) addKeys(ctx context.Context, m *wire.AddKeys) (*wire.AddKeysReply, error) {
-	return c.engine().AddKeys(ctx, c.lane, m) //nolint:wrapcheck // a refusal
+	return c.engine().AddKeys(ctx, c.lane, m)
 }
 
 func (c *session) ticket(context.Context, *wire.GetTicket) (*wire.TicketReply, error) {
@@ -87,29 +87,29 @@ func (c *session) ticket(context.Context, *wire.GetTicket) (*wire.TicketReply, e
 }
 
 func (c *session) sign(ctx context.Context, m *wire.Sign) (*wire.SignReply, error) {
-	return c.engine().Sign(ctx, c.lane, m) //nolint:wrapcheck // a refusal
+	return c.engine().Sign(ctx, c.lane, m)
 }
 
 func (c *session) cancel(_ context.Context, m *wire.Cancel) (*wire.FenceReply, error) {
-	return c.engine().Cancel(m) //nolint:wrapcheck // a refusal
+	return c.engine().Cancel(m)
 }
 
 func (c *session) fence(_ context.Context, m *wire.Fence) (*wire.FenceReply, error) {
-	return c.engine().Fence(m) //nolint:wrapcheck // a refusal
+	return c.engine().Fence(m)
 }
 
 func (c *session) receipts(_ context.Context, m *wire.Receipts) (*wire.ReceiptsReply, error) {
-	return c.engine().Receipts(c.lane, m) //nolint:wrapcheck // a refusal
+	return c.engine().Receipts(c.lane, m)
 }
 
 func (c *session) attest(_ context.Context, m *wire.Attest) (*wire.AttestReply, error) {
 	document, err := c.srv.opt.Boot.Challenge(m.Nonce)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // a refusal
+		return nil, err
 	}
 	heads, err := c.engine().Heads(m.Nonce)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // a refusal
+		return nil, err
 	}
 	return &wire.AttestReply{Document: document, Heads: heads}, nil
 }

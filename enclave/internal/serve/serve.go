@@ -146,7 +146,7 @@ func (s *Server) write(conn net.Conn, frame []byte, timeout time.Duration) error
 	if err := conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return fmt.Errorf("set write deadline: %w", err)
 	}
-	return wire.WriteFrame(conn, frame) //nolint:wrapcheck // says what was attempted
+	return wire.WriteFrame(conn, frame)
 }
 
 // errorFrame holds a code, its fixed text and a ticket; nothing else of an error

@@ -292,6 +292,7 @@ func TestConnectionsEndByTime(t *testing.T) {
 	}{
 		{"nothing is said", func(*testing.T, net.Conn) {}, 9 * time.Second, 11 * time.Second},
 		{"hello comes byte by byte", func(t *testing.T, c net.Conn) {
+			t.Helper()
 			b := frame(t, 1, wire.TypeHello, &wire.Hello{})
 			go func() {
 				for i := range b {
@@ -303,11 +304,13 @@ func TestConnectionsEndByTime(t *testing.T) {
 			}()
 		}, 9 * time.Second, 21 * time.Second},
 		{"nothing comes after hello", func(t *testing.T, c net.Conn) {
+			t.Helper()
 			if _, err := enclavetest.Ask[wire.HelloReply](c, wire.TypeHello, &wire.Hello{}); err != nil {
 				t.Error(err)
 			}
 		}, 9 * time.Minute, 11 * time.Minute},
 		{"the answer is not read", func(t *testing.T, c net.Conn) {
+			t.Helper()
 			if _, err := c.Write(frame(t, 1, wire.TypeHello, &wire.Hello{})); err != nil {
 				t.Error(err)
 			}
@@ -347,7 +350,7 @@ func TestConnectionsEndByTime(t *testing.T) {
 
 func TestServeStopsWithItsContextAndClosesEverything(t *testing.T) {
 	s := start(t, enclavetest.Options{Keys: 1})
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +359,7 @@ func TestServeStopsWithItsContextAndClosesEverything(t *testing.T) {
 	go func() { done <- s.Serve(ctx, l) }()
 	var conns []net.Conn
 	for range 5 {
-		conn, err := net.Dial("unix", l.Addr().String())
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -423,7 +426,7 @@ func TestAChallengeProvesTheReceiptKeyAndTheHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := live(t, s, reply.Document, nonce)
-	if receipt.BootIDOf(doc.PublicKey) != h.BootID || !bytes.Equal(doc.UserData, receipt.UserData(receipt.KindChallenge, nil)) {
+	if receipt.BootIDOf(doc.PublicKey) != h.BootID || string(doc.UserData) != string(receipt.UserData(receipt.KindChallenge, nil)) {
 		t.Error("the challenge is answered by another key or as another kind")
 	}
 	heads, err := receipt.OpenHeads(doc.PublicKey, nonce, reply.Heads)

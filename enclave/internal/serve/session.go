@@ -106,7 +106,7 @@ func (c *session) readFrame() ([]byte, error) {
 	if errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read frame: %w", err)
 	}
-	return frame, err //nolint:wrapcheck // says what was attempted
+	return frame, err
 }
 
 // decode makes a job of a frame. A message whose id cannot be read ends the

@@ -38,7 +38,7 @@ func (l *Lane) ack(seq uint64) error {
 		return refusal.BadMessage
 	}
 	if a := l.acked(); seq > a {
-		l.unacked = slices.Delete(l.unacked, 0, int(seq-a))
+		l.unacked = slices.Delete(l.unacked, 0, int(seq-a)) //nolint:gosec // up to wire.MaxUnacked
 	}
 	return nil
 }
@@ -70,7 +70,7 @@ func (s *lanes) connect() (*Lane, error) {
 	i := slices.IndexFunc(s.all, func(l *Lane) bool { return !l.connected && len(l.unacked) == 0 })
 	if i < 0 && len(s.all) < s.limit {
 		i = len(s.all)
-		s.all = append(s.all, &Lane{number: uint32(i)})
+		s.all = append(s.all, &Lane{number: uint32(i)}) //nolint:gosec // below limit
 	}
 	if i < 0 {
 		i = slices.IndexFunc(s.all, func(l *Lane) bool { return !l.connected })
@@ -91,7 +91,7 @@ func (s *lanes) disconnect(l *Lane) {
 func (s *lanes) count() uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return uint32(len(s.all))
+	return uint32(len(s.all)) //nolint:gosec // up to limit
 }
 
 func (s *lanes) ackOwn(l *Lane, seq uint64) error {

@@ -100,7 +100,7 @@ func (e *Engine) release(ctx context.Context, lane *Lane, b *batch, out []record
 	r := receipt.Receipt{
 		Subject: receipt.SubjectBatch, BatchID: m.BatchID, ImportID: m.ImportID,
 		KeyID: m.KeyID, Algorithm: b.key.Algorithm(), PublicKey: b.key.PublicKey(), PolicyHash: b.key.PolicyHash(),
-		BatchFence: m.BatchFence, KeyFence: m.KeyFence, Count: uint32(len(out)),
+		BatchFence: m.BatchFence, KeyFence: m.KeyFence, Count: uint32(len(out)), //nolint:gosec // up to record.MaxBatchSize
 		PayloadRoot: b.root, ResultRoot: resultRoot(out),
 	}
 	result := record.EncodeResult(b.key.Algorithm().SignatureLen(), out)

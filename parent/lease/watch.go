@@ -45,12 +45,6 @@ func (w *Watch) Saw(b *store.Batch, l *store.Lease, asked, answered time.Duratio
 	return asked-first.since >= first.lease
 }
 
-// Fenced says that an enclave confirmed at that time or later that it releases
-// nothing more under the fences that were read: nothing is left to wait for.
-func (w *Watch) Fenced(b *store.Batch, asked time.Duration) {
-	w.start(b.ID, sight{fence: b.Fence, key: b.KeyFence, since: asked, looked: asked})
-}
-
 // start makes room where there is none: whatever should have been looked at long
 // ago was committed or taken meanwhile. What finds no room is watched later.
 func (w *Watch) start(id record.BatchID, s sight) {
@@ -71,18 +65,6 @@ func (w *Watch) start(id record.BatchID, s sight) {
 func (w *Watch) Waits(id record.BatchID, now time.Duration) bool {
 	s, ok := w.seen[id]
 	return ok && now-s.since < s.lease && now-s.looked < s.lease/10
-}
-
-// Due returns the time until the first lease may have run out.
-func (w *Watch) Due(now time.Duration) (time.Duration, bool) {
-	var next time.Duration
-	found := false
-	for _, s := range w.seen {
-		if left := s.lease - (now - s.since); left > 0 && (!found || left < next) {
-			next, found = left, true
-		}
-	}
-	return next, found
 }
 
 // Forget a batch: it is signed, or ours.

@@ -29,8 +29,8 @@ type claim struct {
 	ticket wire.Ticket   // older than the claim
 	at     time.Duration // when the ticket was taken, or somewhat later
 	sent   bool          // the enclave may have seen it
-	sentAt time.Duration
-	probe  int // the record that is being tried, or wire.NoProbe
+	sentAt time.Duration // for the first time
+	probe  int           // the record that was being tried when the connection was lost, or wire.NoProbe
 }
 
 // claimer finds batches and takes them, one at a time, so that keys are taken in
@@ -39,6 +39,7 @@ type claimer struct {
 	p       *pipeline
 	asks    chan *ask
 	watch   *lease.Watch
+	found   *candidate       // that the last ask came too early for
 	queue   []record.BatchID // to be looked at next
 	shard   int              // of the ready index, being read
 	left    int              // shards of this round, this one included
@@ -118,12 +119,15 @@ func (c *claimer) run(ctx, work context.Context) {
 
 func (c *claimer) serve(ctx, work context.Context, a *ask) *claim {
 	for c.fresh(a) {
-		cand := c.find(ctx, a)
+		cand := c.found
+		if c.found = nil; cand == nil {
+			cand = c.find(ctx, a)
+		}
 		if cand == nil {
 			return nil
 		}
 		if !c.fresh(a) {
-			c.putBack(cand)
+			c.found = cand // for the next; whatever happens until then, the claim's conditions notice
 			return nil
 		}
 		if got := c.take(work, cand, a); got != nil {
@@ -212,14 +216,9 @@ func (c *claimer) shuffle() {
 	}
 }
 
-// sleep until a key comes back, a lease may have run out, or it is time for
-// another round. Other parents free keys too, so a round tries what is parked.
+// sleep until a key comes back, or it is time for another round. Other parents free keys too, so a round tries what is parked.
 func (c *claimer) sleep(ctx context.Context) {
-	now := c.p.Elapsed()
-	d := max(c.rest-now, firstPause)
-	if due, ok := c.watch.Due(now); ok && due < d {
-		d, c.rest = due, now+due
-	}
+	d := max(c.rest-c.p.Elapsed(), firstPause)
 	if wait(ctx, d, c.wake) != nil || c.p.Elapsed() < c.rest {
 		return
 	}
@@ -279,8 +278,12 @@ func (c *claimer) consider(ctx context.Context, id record.BatchID, a *ask) *cand
 		cand, err = c.withKey(ctx, b)
 	case b.State == record.Claimed:
 		cand, err = c.overdue(ctx, b, a, asked)
-	default:
-		c.watch.Forget(id) // an index entry that is older than its item
+	default: // parked too long, or an index entry that is older than its item
+		c.watch.Forget(id)
+		c.tryOne(want{b.Pool, b.KeyID})
+		if !c.dry[b.Pool] {
+			c.tryOne(want{pool: b.Pool})
+		}
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		c.p.storeFailed(ctx, "look at batch", err)
@@ -332,9 +335,7 @@ func (c *claimer) overdue(ctx context.Context, b store.Batch, a *ask, asked time
 	over := c.watch.Saw(&b, &l, asked, c.p.Elapsed())
 	if !over && b.HoldsKey(&l) && b.BootID == a.session.boot && c.p.Now().After(b.VisibleAt) {
 		_, err := a.session.client.Fence(ctx, &wire.Fence{KeyID: b.KeyID, Fence: b.KeyFence + 1})
-		if over = err == nil; over {
-			c.watch.Fenced(&b, asked)
-		}
+		over = err == nil
 	}
 	if !over {
 		return nil, nil
@@ -416,14 +417,6 @@ func (c *claimer) lostRace(ctx context.Context, cand *candidate) {
 		c.queue = append(c.queue, cand.batch.ID)
 	}
 	_ = c.p.pause(ctx, 1) // callers look at ctx
-}
-
-// putBack a candidate whose asker needs a new ticket first.
-func (c *claimer) putBack(cand *candidate) {
-	if !cand.takeOver && cand.batch.KeyID.IsZero() {
-		c.window(cand.batch.Pool).Return(cand.key)
-	}
-	c.queue = append([]record.BatchID{cand.batch.ID}, c.queue...)
 }
 
 func (c *claimer) window(pool string) *lease.Window {

@@ -120,28 +120,28 @@ func (w *worker) try(ctx context.Context, s *session, c *claim, req *wire.Sign) 
 		if slices.Contains(c.Crashed, uint32(i)) {
 			continue
 		}
-		req.Probe, c.probe = i, i
+		req.Probe = i
 		_, err := w.request(ctx, s, c, req)
 		if errors.Is(err, refusal.Internal) && !errors.Is(err, signclient.ErrLost) {
-			err = w.noteCrash(ctx, c)
+			err = w.noteCrash(ctx, c, i)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	req.Probe, c.probe = wire.NoProbe, wire.NoProbe
+	req.Probe = wire.NoProbe
 	req.Refuse = append(req.Refuse[:0], c.Crashed...)
 	return nil
 }
 
 // noteCrash remembers the record that is being tried for whoever claims next.
-func (w *worker) noteCrash(ctx context.Context, c *claim) error {
-	i := uint32(c.probe) //nolint:gosec // below record.MaxBatchSize
+func (w *worker) noteCrash(ctx context.Context, c *claim, record int) error {
+	i := uint32(record) //nolint:gosec // below record.MaxBatchSize
 	err := w.p.insist(ctx, "note a crash", func(ctx context.Context) error {
 		return w.p.Store.NoteCrash(ctx, c.Batch, []uint32{i})
 	})
 	w.p.Logger.WarnContext(ctx, "a record made the enclave fail", slog.String("batch_id", string(c.ID)),
-		slog.Int("index", c.probe), slog.Bool("noted", err == nil))
+		slog.Int("index", record), slog.Bool("noted", err == nil))
 	if err != nil {
 		return fmt.Errorf("note a crash: %w", err)
 	}
@@ -159,8 +159,9 @@ func (w *worker) request(ctx context.Context, s *session, c *claim, req *wire.Si
 			c.sentAt = w.p.Elapsed()
 		}
 		reply, err := s.client.Sign(ctx, req)
-		if !errors.Is(err, signclient.ErrNotSent) {
-			c.sent = true
+		c.sent = c.sent || !errors.Is(err, signclient.ErrNotSent)
+		if errors.Is(err, signclient.ErrLost) && !errors.Is(err, signclient.ErrNotSent) {
+			c.probe = req.Probe
 		}
 		switch {
 		case errors.Is(err, refusal.KeyUnknown) && !loaded:
@@ -261,7 +262,7 @@ func (w *worker) lost(ctx context.Context, s *session, c *claim) bool {
 			return w.giveBack(ctx, c, true, reasonCancelled)
 		}
 	} else if c.probe != wire.NoProbe {
-		_ = w.noteCrash(ctx, c) // where that failed, another attempt finds it again
+		_ = w.noteCrash(ctx, c, c.probe) // where that failed, another attempt finds it again
 	}
 	return w.drop(ctx, c)
 }

@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,6 +52,70 @@ func TestEveryRecordIsSignedOnce(t *testing.T) {
 				}
 				if n := w.attempts(); n != w.plan.batches {
 					t.Errorf("%d attempts for %d batches: somebody was robbed", n, w.plan.batches)
+				}
+			})
+		})
+	}
+}
+
+// ordered counts, for each claim of a free key, the idle keys used longer ago.
+type ordered struct {
+	*faulty
+	w *world
+
+	mu            *sync.Mutex
+	claims, worst *int
+}
+
+func (o *ordered) Claim(ctx context.Context, c store.Claim) (store.Batch, error) {
+	o.mu.Lock() // the memory store does not wait for anything
+	defer o.mu.Unlock()
+	chosen, err := o.w.store.Lease(ctx, c.KeyID)
+	if err != nil {
+		return store.Batch{}, err
+	}
+	overtaken := 0
+	for id := range o.w.public {
+		l, err := o.w.store.Lease(ctx, id)
+		if err != nil {
+			return store.Batch{}, err
+		}
+		if l.Idle() && l.Used < chosen.Used {
+			overtaken++
+		}
+	}
+	b, err := o.w.store.Claim(ctx, c)
+	if err == nil {
+		*o.claims++
+		*o.worst = max(*o.worst, overtaken)
+	}
+	return b, err
+}
+
+func TestKeysAreTakenLeastRecentlyUsedFirst(t *testing.T) {
+	for _, parents := range []int{1, 2, 4} {
+		t.Run(fmt.Sprintf("%d parents", parents), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, plan{keys: 50, batches: 400, records: 1})
+				var mu sync.Mutex
+				claims, worst := 0, 0
+				var stops []func()
+				for range parents {
+					cfg := w.slowly()
+					cfg.Store = &ordered{(&faulty{Store: w.store}).atRandom(uint64(w.parents), 0), w, &mu, &claims, &worst}
+					stops = append(stops, w.start(cfg))
+				}
+				w.await(3*time.Minute, record.Signed)
+				for _, stop := range stops {
+					stop()
+				}
+				flight := parents * 2 * 2 // two workers with two batches each
+				if parents == 1 {
+					flight = 0
+				}
+				t.Logf("%d claims, at most %d idle keys overtaken", claims, worst)
+				if worst > flight || claims != w.plan.batches {
+					t.Errorf("%d claims, %d older idle keys overtaken, want at most %d", claims, worst, flight)
 				}
 			})
 		})

@@ -146,7 +146,11 @@ func (s *session) redeliver(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := s.put(ctx, r, raw); err != nil {
+			err = s.put(ctx, r, raw)
+			if errors.Is(err, refusal.ReceiptInvalid) && r.Lane != s.lane {
+				continue // that lane stays as it is; the others go on
+			}
+			if err != nil {
 				return err
 			}
 			ack = append(ack, wire.LaneSeq{Lane: r.Lane, Seq: r.Seq})

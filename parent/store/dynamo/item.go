@@ -15,8 +15,15 @@ type item map[string]types.AttributeValue
 
 var errMalformed = errors.New("malformed item")
 
-func text(s string) types.AttributeValue       { return &types.AttributeValueMemberS{Value: s} }
-func bytesValue(b []byte) types.AttributeValue { return &types.AttributeValueMemberB{Value: b} }
+func text(s string) types.AttributeValue { return &types.AttributeValueMemberS{Value: s} }
+
+// bytesValue is b, empty where it is nil: the SDK would write NULL for that.
+func bytesValue(b []byte) types.AttributeValue {
+	if b == nil {
+		b = []byte{}
+	}
+	return &types.AttributeValueMemberB{Value: b}
+}
 
 func number[N ~int | ~int64 | ~uint32 | ~uint64](n N) types.AttributeValue {
 	if n < 0 {

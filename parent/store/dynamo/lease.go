@@ -117,14 +117,14 @@ func takeBatch(c store.Claim, claimed store.Batch) change {
 		aUsed, aUsedBefore, aReadyShard, aVisible, aClaimedAt)
 }
 
-// takeKey is the condition Claim.FitsKey, and what a claim makes of the lease.
+// takeKey is the condition Claim.FitsKey (a key never changes its pool), and what a claim makes of the lease.
 func takeKey(c store.Claim, claimed store.Batch) change {
-	seen := store.Lease{KeyID: c.KeyID, Pool: c.Batch.Pool, Fence: c.KeySeen}
+	seen := store.Lease{KeyID: c.KeyID, Fence: c.KeySeen}
 	condition := aOwner // absent: it is idle
 	if c.TakeOver {
 		seen.BatchID, condition = c.Batch.ID, aBatch
 	}
-	w := same(leaseItem(seen), aFence, aPool, condition)
+	w := same(leaseItem(seen), aFence, condition)
 	return become(tableLeases, keyOf(c.KeyID), leaseItem(claimed.Taken()), w,
 		aFence, aOwner, aBatch, aBoot, aLease, aUsed, aIdleShard)
 }

@@ -50,6 +50,7 @@ func (f *fixture) oneWinner(errs []error, want error) int {
 func raceTests() []test {
 	return []test{
 		{"of many claims of one batch one wins, and the others take no key", ofManyClaimsOfOneBatch},
+		{"one claim made many times at once is one claim", oneClaimMadeManyTimes},
 		{"of many claims of one key one wins, and the others take no batch", ofManyClaimsOfOneKey},
 		{"of many take-overs one wins", ofManyTakeOversOneWins},
 		{"a commit and a take-over exclude each other", aCommitAndATakeOver},
@@ -202,6 +203,19 @@ func manyCanPutTheSameKeys(f *fixture) {
 		f.noError(err)
 	}
 	f.same("lease", f.lease(69), store.Lease{KeyID: keyID(69), Pool: pool})
+}
+
+func oneClaimMadeManyTimes(f *fixture) {
+	f.fill(1, 1)
+	c := f.claimOf(0, 0, "p1")
+	claimed := make([]store.Batch, racers)
+	for _, err := range race(func(n int) (err error) { claimed[n], err = f.Claim(f.ctx(), c); return err }) {
+		f.noError(err)
+	}
+	for _, b := range claimed {
+		f.same("batch", b, f.batch(0))
+	}
+	f.same("fence", f.batch(0).Fence, record.Fence(1))
 }
 
 // shareKeys runs workers that claim whatever they can until all is signed.

@@ -28,3 +28,10 @@ func (e *Engine) TestingOnlyGates() (keys, used int) {
 	}
 	return len(e.gates.keys), used
 }
+
+// TestingOnlyLane returns the lane of that number.
+func (e *Engine) TestingOnlyLane(n uint32) *Lane {
+	e.lanes.mu.Lock()
+	defer e.lanes.mu.Unlock()
+	return e.lanes.all[n]
+}

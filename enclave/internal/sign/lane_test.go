@@ -210,3 +210,49 @@ func TestNewKeysHaveAReceipt(t *testing.T) {
 		t.Errorf("refused places (-want +got):\n%s", diff)
 	}
 }
+
+// As many lanes as enclave.Config admits, all with receipts that wait: what is
+// said about them must fit the forms that carry it.
+func TestAnswersAboutAllLanesFit(t *testing.T) {
+	const lanes = 900
+	f := newFixture(t, func(o *sign.Options) { o.MaxLanes = lanes })
+	f.open(t, 1, config.Create{Algorithm: record.RSA2048, Policy: "open"}) // the longest public key
+	f.engine.TestingOnlySkipVerify()
+	m := f.request(func(m *wire.Sign) { m.Payload = record.EncodePayload(records("")) })
+	var last *sign.Lane
+	for range lanes {
+		last = f.lane(t)
+		for range wire.MaxUnacked {
+			_, err := f.engine.Sign(t.Context(), last, m)
+			want(t, err, "")
+		}
+	}
+	nonce := make([]byte, wire.MaxNonce)
+	signed, err := f.engine.Heads(nonce)
+	want(t, err, "")
+	heads, err := receipt.OpenHeads(f.engine.ReceiptKey(), nonce, signed)
+	if err != nil || len(heads.Lanes) != lanes {
+		t.Errorf("%d bytes of heads: %v", len(signed), err)
+	}
+	for n := range uint32(lanes) {
+		if n != last.Number() {
+			f.engine.Disconnect(f.engine.TestingOnlyLane(n))
+		}
+	}
+	waiting := lanes * wire.MaxUnacked
+	for waiting > 0 { // whoever stores and acknowledges them gets the rest
+		reply, err := f.engine.Receipts(last, &wire.Receipts{})
+		want(t, err, "")
+		if _, err := wire.Encode(1, wire.TypeReceipts, reply); err != nil || len(reply.Receipts) == 0 {
+			t.Fatalf("%d receipts: %v", len(reply.Receipts), err)
+		}
+		var ack []wire.LaneSeq
+		for _, b := range reply.Receipts {
+			r := f.receipt(t, b)
+			ack = append(ack, wire.LaneSeq{Lane: r.Lane, Seq: r.Seq})
+		}
+		waiting -= len(ack)
+		_, err = f.engine.Receipts(last, &wire.Receipts{Ack: ack})
+		want(t, err, "")
+	}
+}

@@ -72,19 +72,34 @@ func engineLoop(tb testing.TB, rs []record.Record, verify bool) func() {
 	}
 }
 
-func measure(b *testing.B, loop func()) {
-	b.Helper()
-	b.ReportAllocs()
-	for b.Loop() {
-		loop()
+// BenchmarkAgainstBareLoop reports the figures of docs/performance.md. The loops
+// take turns, so that what else the machine does meets both.
+func BenchmarkAgainstBareLoop(b *testing.B) {
+	for _, tc := range []struct {
+		name   string
+		verify bool
+	}{{"sign", false}, {"sign_and_verify", true}} {
+		b.Run(tc.name, func(b *testing.B) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			rs := benchRecords()
+			loop, engine := bareLoop(b, rs, tc.verify), engineLoop(b, rs, tc.verify)
+			var engineTimes, bareTimes, ratios []float64
+			for b.Loop() {
+				e, l := float64(cpuTime(b, engine)), float64(cpuTime(b, loop))
+				engineTimes, bareTimes, ratios = append(engineTimes, e), append(bareTimes, l), append(ratios, e/l)
+			}
+			b.ReportMetric(median(ratios), "ratio")
+			b.ReportMetric(median(engineTimes)/benchBatch, "engine-ns/record")
+			b.ReportMetric(median(bareTimes)/benchBatch, "bare-ns/record")
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchBatch, "ns/record")
 }
 
-func BenchmarkBareSign(b *testing.B)         { measure(b, bareLoop(b, benchRecords(), false)) }
-func BenchmarkBareSignVerify(b *testing.B)   { measure(b, bareLoop(b, benchRecords(), true)) }
-func BenchmarkEngineSign(b *testing.B)       { measure(b, engineLoop(b, benchRecords(), false)) }
-func BenchmarkEngineSignVerify(b *testing.B) { measure(b, engineLoop(b, benchRecords(), true)) }
+func median(s []float64) float64 {
+	slices.Sort(s)
+	return s[len(s)/2]
+}
 
 // What stands beside hash, sign and verify must stay small. Others use this
 // machine too, so the two loops take turns on one thread, the median of their
@@ -118,16 +133,16 @@ func medianRatio(t *testing.T, a, b func()) float64 {
 	for i := range ratios {
 		ratios[i] = float64(cpuTime(t, a)) / float64(cpuTime(t, b))
 	}
-	slices.Sort(ratios)
-	return ratios[len(ratios)/2]
+	return median(ratios)
 }
 
-func cpuTime(t *testing.T, f func()) time.Duration {
-	t.Helper()
+// cpuTime is what f takes of this thread's time.
+func cpuTime(tb testing.TB, f func()) time.Duration {
+	tb.Helper()
 	used := func() time.Duration {
 		var u unix.Rusage
 		if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}

@@ -38,7 +38,7 @@ func (c *child) keep(ctx context.Context) error {
 		began := time.Now()
 		err := c.once(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was told to stop
 		}
 		if time.Since(began) > healthyAfter {
 			wait = restartFirst

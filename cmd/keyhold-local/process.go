@@ -29,7 +29,7 @@ const image = "keyhold-local"
 // Credentials of the emulated instance role. They open nothing anywhere else.
 const (
 	accessKeyID     = "LOCALKEYHOLDPARENT"
-	secretAccessKey = "local-mode-has-no-secrets"
+	secretAccessKey = "local-mode-has-no-secrets" //nolint:gosec // it opens the emulator alone
 )
 
 func socketPath(kind string, n int) string {

@@ -77,10 +77,10 @@ Exit code 3: some records were refused. Ctrl-C stops cleanly.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.dir, "dir", "", "folder of the run; made where it is missing (required)")
-	fl.IntVar(&f.values.Records, "records", 10_000, "number of records")
-	fl.IntVar(&f.values.Keys, "keys", 100, "number of keys")
-	fl.IntVar(&f.values.BatchSize, "batch-size", intake.DefaultBatchSize, "records in a batch")
-	fl.StringVar(&f.values.Algorithm, "algorithm", string(record.Secp256k1), "secp256k1, ed25519, p256 or rsa2048")
+	fl.IntVar(&f.Records, "records", 10_000, "number of records")
+	fl.IntVar(&f.Keys, "keys", 100, "number of keys")
+	fl.IntVar(&f.BatchSize, "batch-size", intake.DefaultBatchSize, "records in a batch")
+	fl.StringVar(&f.Algorithm, "algorithm", string(record.Secp256k1), "secp256k1, ed25519, p256 or rsa2048")
 	addSize(cmd, &f.size)
 	fl.StringVar(&f.export, "export", "", "write one line of JSON per record to this file")
 	fl.StringVar(&f.history, "history", "", "write one line of JSON per batch to this file")
@@ -98,14 +98,14 @@ func (f *runFlags) validate() error {
 	switch {
 	case f.dir == "":
 		return cli.Usagef("--dir is needed: the folder that keeps the run's state")
-	case f.values.Records < 1 || f.values.Records > 100_000_000:
+	case f.Records < 1 || f.Records > 100_000_000:
 		return cli.Usagef("--records must be between 1 and 100000000")
-	case f.values.Keys < 1 || f.values.Keys > maxKeys:
+	case f.Keys < 1 || f.Keys > maxKeys:
 		return cli.Usagef("--keys must be between 1 and %d", maxKeys)
-	case f.values.BatchSize < 1 || f.values.BatchSize > record.MaxBatchSize:
+	case f.BatchSize < 1 || f.BatchSize > record.MaxBatchSize:
 		return cli.Usagef("--batch-size must be between 1 and %d", record.MaxBatchSize)
 	}
-	if _, err := record.ParseAlgorithm(f.values.Algorithm); err != nil {
+	if _, err := record.ParseAlgorithm(f.Algorithm); err != nil {
 		return cli.Usagef("--algorithm must be one of %v", record.Algorithms())
 	}
 	return f.size.validate()
@@ -151,7 +151,7 @@ func run(cmd *cobra.Command, f runFlags) error {
 
 func withSeed(v values) values {
 	var b [8]byte
-	crand.Read(b[:]) //nolint:errcheck,gosec // it never fails
+	crand.Read(b[:])
 	v.Seed = binary.BigEndian.Uint64(b[:]) >> 1
 	return v
 }
@@ -170,7 +170,7 @@ func withStack(ctx context.Context, n size, work func(context.Context, *stack) e
 		return errors.Join(err, s.group.Wait(), logFile.Close())
 	}
 	ctx, stopWork := context.WithCancel(ctx)
-	undo := context.AfterFunc(s.ctx, stopWork) // a stack that broke ends the work
+	undo := context.AfterFunc(s.ctx, stopWork) //nolint:contextcheck // a stack that broke ends the work
 	err = work(ctx, s)
 	undo()
 	stopWork()
@@ -183,8 +183,8 @@ func withStack(ctx context.Context, n size, work func(context.Context, *stack) e
 
 // signAll is the run: keys, import, signing, verification, files.
 func signAll(ctx context.Context, s *stack, f runFlags, stderr io.Writer) (r report, err error) {
-	algorithm := record.Algorithm(f.values.Algorithm)
-	if err := provisionKeys(ctx, s, algorithm, f.values.Keys, stderr); err != nil {
+	algorithm := record.Algorithm(f.Algorithm)
+	if err := provisionKeys(ctx, s, algorithm, f.Keys, stderr); err != nil {
 		return r, err
 	}
 	if err := importRecords(ctx, s, algorithm, f.values, stderr); err != nil {
@@ -198,7 +198,7 @@ func signAll(ctx context.Context, s *stack, f runFlags, stderr io.Writer) (r rep
 		return r, err
 	}
 	r.Records, r.Signed, r.Refused, r.Verified = checked.Records, checked.Signed, checked.Refused, checked.Verified
-	r.Keys, r.Batches, r.Receipts = f.values.Keys, checked.Batches, checked.Receipts
+	r.Keys, r.Batches, r.Receipts = f.Keys, checked.Batches, checked.Receipts
 	if r.Quarantined, err = s.store.CountReady(ctx, store.QuarantinedShard); err != nil {
 		return r, fmt.Errorf("count the quarantined batches: %w", err)
 	}
@@ -211,7 +211,7 @@ func provisionKeys(ctx context.Context, s *stack, a record.Algorithm, count int,
 	if have, err := countKeys(ctx, s); err != nil || have >= count {
 		return err
 	}
-	s.startParents()
+	s.startParents() //nolint:contextcheck // processes end with the stack
 	c, err := s.connect(ctx, 0)
 	if err != nil {
 		return err

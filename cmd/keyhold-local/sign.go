@@ -34,7 +34,7 @@ func sign(ctx context.Context, s *stack, v values, stderr io.Writer) (seconds, r
 	bar.From(records(open))
 	before := im.Batches - open
 	began := time.Now()
-	s.startParents()
+	s.startParents() //nolint:contextcheck // processes end with the stack
 	shard, counted := 0, began
 	for {
 		if err := pause(ctx, lookEvery); err != nil {

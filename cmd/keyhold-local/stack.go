@@ -56,7 +56,7 @@ type stack struct {
 
 	group   *errgroup.Group // the supervisor's own goroutines and the children that last
 	ctx     context.Context //nolint:containedctx // ends the group; children that start later need it
-	parents func() error    // stops the parents; nil where they are not running
+	running func() error    // stops the parents; nil where they are not running
 }
 
 // startStack starts database, KMS and enclaves and returns when the tables are
@@ -68,7 +68,7 @@ func startStack(ctx context.Context, n size, log *slog.Logger) (*stack, error) {
 	if err := checkSpace(log); err != nil {
 		return s, err
 	}
-	if err := s.startDatabase(); err != nil {
+	if err := s.startDatabase(); err != nil { //nolint:contextcheck // the database ends with the stack
 		return s, err
 	}
 	if err := s.store.CreateTables(ctx); err != nil {
@@ -86,8 +86,8 @@ func startStack(ctx context.Context, n size, log *slog.Logger) (*stack, error) {
 
 func (s *stack) args(kind string, index int) []string {
 	return []string{
-		"process", kind, "--index", strconv.Itoa(index), "--parents", strconv.Itoa(s.size.parents),
-		"--enclaves", strconv.Itoa(s.size.enclaves), "--workers", strconv.Itoa(s.workers),
+		"process", kind, "--index", strconv.Itoa(index), "--parents", strconv.Itoa(s.parents),
+		"--enclaves", strconv.Itoa(s.enclaves), "--workers", strconv.Itoa(s.workers),
 		"--endpoint", s.endpoint, "--kms", s.kmsAddr,
 	}
 }
@@ -252,11 +252,11 @@ func localConfig(arn string) *config.Config {
 func (s *stack) startParents() {
 	ctx, cancel := context.WithCancel(s.ctx)
 	var g errgroup.Group
-	for i := range s.size.parents {
+	for i := range s.parents {
 		c := &child{name: fmt.Sprintf("parent-%d", i), args: s.args("parent", i), log: s.log}
 		g.Go(func() error { return c.keep(ctx) })
 	}
-	s.parents = func() error {
+	s.running = func() error {
 		cancel()
 		return g.Wait()
 	}
@@ -264,11 +264,11 @@ func (s *stack) startParents() {
 
 // stopParents lets them finish what they have.
 func (s *stack) stopParents() error {
-	if s.parents == nil {
+	if s.running == nil {
 		return nil
 	}
-	stop := s.parents
-	s.parents = nil
+	stop := s.running
+	s.running = nil
 	return stop()
 }
 

@@ -55,21 +55,21 @@ environment that points the keyhold command at it.`,
 
 // up waits for the parents' endpoints, prints the environment and stays.
 func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
-	for i := range s.size.parents { // of an earlier run
+	for i := range s.parents { // of an earlier run
 		if err := os.Remove(filepath.Join(sockets, fmt.Sprintf("parent-%d.http", i))); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("clear the folder: %w", err)
 		}
 	}
-	s.startParents()
+	s.startParents() //nolint:contextcheck // processes end with the stack
 	var text strings.Builder
-	for i := range s.size.parents {
+	for i := range s.parents {
 		addr, err := s.parentHTTP(ctx, i)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(&text, "# parent %d: http://%s/metrics /healthz /readyz\n", i, addr)
 	}
-	for i := range s.size.enclaves {
+	for i := range s.enclaves {
 		fmt.Fprintf(&text, "# enclave %d: unix:%s\n", i, filepath.Join(f.path, socketPath("enclave", i)))
 	}
 	text.WriteString("# paste this into another shell:\n")

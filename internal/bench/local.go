@@ -166,7 +166,7 @@ func keyPick(ctx context.Context, o options) (rows []row, err error) {
 	const small = 100
 	var took [2]time.Duration
 	for i, n := range []int{small, o.pool} {
-		fmt.Fprintf(o.log, "filling a pool of %d keys\n", n)
+		o.say("filling a pool of %d keys", n)
 		err = withStore(ctx, nil, func(c *dynamodb.Client, s *dynamo.Store) (err error) {
 			if err := fill(ctx, c, s, pool, n); err != nil {
 				return err
@@ -223,8 +223,8 @@ func fill(ctx context.Context, c *dynamodb.Client, s *dynamo.Store, name string,
 
 // randomKey returns an id that lives in that shard.
 func randomKey(i int) (id record.KeyID) {
-	rand.Read(id[:]) //nolint:errcheck,gosec // it never fails
-	id[0] = byte(i % store.IdleShards)
+	rand.Read(id[:])
+	id[0] = byte(i % store.IdleShards) //nolint:gosec // below 16
 	return id
 }
 

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -63,6 +64,9 @@ type options struct {
 	log   io.Writer
 }
 
+// say tells whoever waits what is being measured.
+func (o options) say(format string, args ...any) { _, _ = fmt.Fprintf(o.log, format+"\n", args...) }
+
 var errLimit = errors.New("a figure passes its limit")
 
 func main() {
@@ -84,13 +88,15 @@ func main() {
 
 func run(ctx context.Context, o options, only string, w io.Writer) error {
 	var failed []string
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "figure\tvalue\tlimit\t\tmeasured")
+	var lines bytes.Buffer
+	table := tabwriter.NewWriter(&lines, 0, 0, 2, ' ', 0)
+	put := func(format string, args ...any) { _, _ = fmt.Fprintf(table, format, args...) } // a buffer takes everything
+	put("figure\tvalue\tlimit\t\tmeasured\n")
 	for _, m := range measures {
 		if only != "" && !strings.Contains(","+only+",", ","+m.name+",") {
 			continue
 		}
-		fmt.Fprintf(o.log, "measuring %s\n", m.name)
+		o.say("measuring %s", m.name)
 		rows, err := m.run(ctx, o)
 		if err != nil {
 			return fmt.Errorf("measure %s: %w", m.name, err)
@@ -104,10 +110,13 @@ func run(ctx context.Context, o options, only string, w io.Writer) error {
 			if r.limit() == "" {
 				verdict = ""
 			}
-			fmt.Fprintf(table, "%s\t%.4g %s\t%s\t%s\t%s\n", r.name, r.value, r.unit, r.limit(), verdict, r.raw)
+			put("%s\t%.4g %s\t%s\t%s\t%s\n", r.name, r.value, r.unit, r.limit(), verdict, r.raw)
 		}
 	}
 	if err := table.Flush(); err != nil {
+		return fmt.Errorf("print the figures: %w", err)
+	}
+	if _, err := w.Write(lines.Bytes()); err != nil {
 		return fmt.Errorf("print the figures: %w", err)
 	}
 	if len(failed) > 0 {

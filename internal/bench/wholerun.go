@@ -71,7 +71,7 @@ func localRun(ctx context.Context, o options, records int) (f figures, err error
 		return f, fmt.Errorf("make a folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	fmt.Fprintf(o.log, "signing %d records\n", records)
+	o.say("signing %d records", records)
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, o.local, "run", "--dir", dir, "--records", strconv.Itoa(records), "--keys", "100", "--json") //nolint:gosec // the operator names it
 	cmd.Stdout, cmd.Stderr = &out, o.log
@@ -117,11 +117,15 @@ func highest(ctx context.Context, dir string) map[string]int {
 
 // highWater is 0 where the process is not there.
 func highWater(pidFile string) int {
-	raw, err := os.ReadFile(pidFile) //nolint:gosec // in a folder of our own
+	raw, err := os.ReadFile(pidFile)
 	if err != nil {
 		return 0
 	}
-	status, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(raw)), "status"))
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return 0
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}

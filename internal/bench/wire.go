@@ -31,6 +31,7 @@ func wireShare(context.Context, options) ([]row, error) {
 	}
 	var failed error
 	result := testing.Benchmark(func(b *testing.B) {
+		b.Helper()
 		for b.Loop() {
 			if err := exchange(request, answer); err != nil {
 				failed = err

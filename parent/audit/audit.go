@@ -204,6 +204,22 @@ func (a *auditor) proof(it *export.Item) error {
 	if err != nil {
 		return fmt.Errorf("its receipt: %w", err)
 	}
+	if err := aboutBatch(r, it, boot.statement); err != nil {
+		return err
+	}
+	switch {
+	case int(r.Count) != b.Count || r.PayloadRoot != b.PayloadRoot:
+		return errors.New("its receipt is for another payload")
+	case r.ResultRoot != receipt.ResultRoot(it.Outcomes):
+		return errors.New("its result is not the one that the enclave gave")
+	}
+	return nil
+}
+
+// aboutBatch checks that a verified receipt stands where the batch says, and
+// names its batch, claim and key.
+func aboutBatch(r *receipt.Receipt, it *export.Item, s *receipt.Statement) error {
+	b := &it.Batch
 	switch {
 	case r.Lane != b.Receipt.Lane || r.Seq != b.Receipt.Seq:
 		return errors.New("its receipt stands at another place of the lane")
@@ -213,12 +229,8 @@ func (a *auditor) proof(it *export.Item) error {
 		return errors.New("its receipt names another key or fence")
 	case it.Key == nil || r.Algorithm != it.Key.Algorithm || string(r.PublicKey) != string(it.Key.PublicKey):
 		return errors.New("its receipt names another public key")
-	case it.Key.Fingerprint != boot.statement.Fingerprint:
+	case it.Key.Fingerprint != s.Fingerprint:
 		return errors.New("its key is of another keyring than the boot")
-	case int(r.Count) != b.Count || r.PayloadRoot != b.PayloadRoot:
-		return errors.New("its receipt is for another payload")
-	case r.ResultRoot != receipt.ResultRoot(it.Outcomes):
-		return errors.New("its result is not the one that the enclave gave")
 	}
 	return nil
 }

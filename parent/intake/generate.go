@@ -19,7 +19,7 @@ func Generate(w io.Writer, n, size int, seed uint64, ids bool) error {
 	payload := make([]byte, size)
 	out := bufio.NewWriter(w)
 	for i := range n {
-		random.Read(payload) //nolint:errcheck,gosec // it never fails
+		random.Read(payload) //nolint:errcheck // it never fails
 		text := base64.StdEncoding.EncodeToString(payload)
 		line := `{"payload":"` + text + "\"}\n"
 		if ids {

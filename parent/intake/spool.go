@@ -77,31 +77,37 @@ func fill(src io.Reader, dir string, kind record.Kind, rejects io.Writer) (_ *sp
 		if err != nil && !errors.Is(err, errLongLine) {
 			return nil, fmt.Errorf("read the input, line %d: %w", n, err)
 		}
-		if err == nil && len(bytes.TrimSpace(line)) == 0 {
-			continue
-		}
-		code := refusal.ImportLine
-		if err == nil {
-			code, err = s.add(line, kind)
-		}
-		var bad badLine
-		switch {
-		case err == nil:
-		case !errors.As(err, &bad) && !errors.Is(err, errLongLine):
+		if err := s.take(n, line, err, kind, rejects); err != nil {
 			return nil, err
-		case rejects == nil:
-			return nil, fmt.Errorf("line %d: %w (%w)", n, err, code)
-		default:
-			if err := reject(rejects, Reject{Line: n, Code: string(code), Error: err.Error(), Input: string(line[:min(len(line), 4096)])}); err != nil {
-				return nil, err
-			}
-			s.Rejects++
 		}
 	}
 	if err := s.w.Flush(); err != nil {
 		return nil, fmt.Errorf("spool the input: %w", err)
 	}
 	return s, nil
+}
+
+// take adds line n, which readErr says was too long, or rejects it. Without a
+// place for rejects a bad line is an error.
+func (s *spool) take(n int, line []byte, readErr error, kind record.Kind, rejects io.Writer) error {
+	code, err := refusal.ImportLine, readErr
+	if err == nil {
+		if len(bytes.TrimSpace(line)) == 0 {
+			return nil
+		}
+		code, err = s.add(line, kind)
+	}
+	var bad badLine
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &bad) && !errors.Is(err, errLongLine):
+		return err
+	case rejects == nil:
+		return fmt.Errorf("line %d: %w (%w)", n, err, code)
+	}
+	s.Rejects++
+	return reject(rejects, Reject{Line: n, Code: string(code), Error: err.Error(), Input: string(line[:min(len(line), 4096)])})
 }
 
 // badLine wraps what is wrong with a line, apart from what is wrong with the disk.

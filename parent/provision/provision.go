@@ -141,7 +141,7 @@ func count(ctx context.Context, s Store, keyringID string, o Options) (n int, er
 // add makes n keys, stores their receipt and then the keys, and returns the seq
 // of the receipt. Keys whose answer was lost were never stored and sign nothing.
 func add(ctx context.Context, e Enclave, s Store, keyringID string, o Options, n int, acked uint64) (uint64, error) {
-	reply, err := e.AddKeys(ctx, &wire.AddKeys{Algorithm: o.Algorithm, Policy: o.Policy, Count: uint32(n), Ack: acked})
+	reply, err := e.AddKeys(ctx, &wire.AddKeys{Algorithm: o.Algorithm, Policy: o.Policy, Count: uint32(n), Ack: acked}) //nolint:gosec // at most wire.MaxAddKeys
 	if err != nil {
 		return 0, fmt.Errorf("make %d keys: %w", n, err)
 	}

@@ -86,7 +86,8 @@ func OpenStore(ctx context.Context, o StoreOptions) (*dynamo.Store, error) {
 
 // newClient also says, for error texts, where it leads.
 func newClient(ctx context.Context, o StoreOptions) (c *dynamodb.Client, where string, err error) {
-	load := []func(*awsconfig.LoadOptions) error{awsconfig.WithHTTPClient(awshttp.New(awshttp.Options{}))}
+	var load []func(*awsconfig.LoadOptions) error
+	local := false
 	if o.Region != "" {
 		load = append(load, awsconfig.WithRegion(o.Region))
 	}
@@ -95,13 +96,18 @@ func newClient(ctx context.Context, o StoreOptions) (c *dynamodb.Client, where s
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return nil, "", Usagef("%s must be a URL like http://127.0.0.1:8000", EnvEndpoint)
 		}
-		if onLoopback(u.Hostname()) { // a local database asks for a signature and checks none
+		if local = onLoopback(u.Hostname()); local { // a local database asks for a signature and checks none
 			load = append(load, awsconfig.WithCredentialsProvider(credentials.NewStaticCredentialsProvider("local", "local", "")))
 		}
 	}
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, load...)
 	if err != nil {
 		return nil, "", fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	// The SDK refuses to start with a client that is not its own where the
+	// environment names further roots, and only its own would trust them.
+	if local || os.Getenv("AWS_CA_BUNDLE") == "" {
+		cfg.HTTPClient = awshttp.New(awshttp.Options{})
 	}
 	where = "region " + cfg.Region
 	if o.Endpoint != "" {

@@ -67,5 +67,13 @@ func (w *Watch) Waits(id record.BatchID, now time.Duration) bool {
 	return ok && now-s.since < s.lease && now-s.looked < s.lease/10
 }
 
+// Watched returns for how long a batch has been seen under its newest fences.
+func (w *Watch) Watched(id record.BatchID, now time.Duration) time.Duration {
+	if s, ok := w.seen[id]; ok {
+		return now - s.since
+	}
+	return 0
+}
+
 // Forget a batch: it is signed, or ours.
 func (w *Watch) Forget(id record.BatchID) { delete(w.seen, id) }

@@ -15,7 +15,7 @@ import (
 func TestNothingIsLostOrSignedTwiceUnderChaos(t *testing.T) {
 	seeds := uint64(12)
 	if testing.Short() {
-		seeds = 3
+		seeds = 2
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -88,8 +88,11 @@ func chaos(t *testing.T, seed uint64) {
 // Each call of a small run fails once, before and after it was applied.
 func TestEveryStoreCallMayFailBeforeOrAfterItWasApplied(t *testing.T) {
 	for _, what := range []fate{before, after} {
-		calls := 1
-		for nth := 1; nth <= calls; nth++ {
+		calls, step := 1, 1
+		if testing.Short() {
+			step = 9
+		}
+		for nth := 1; nth <= calls; nth += step {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, plan{keys: 2, batches: 4, records: 2})
 				tables := &faulty{Store: w.store, decide: func(_ string, n int) fate {

@@ -324,8 +324,10 @@ func (c *claimer) withKey(ctx context.Context, b store.Batch) (*candidate, error
 
 // overdue looks at a batch that somebody holds. Its key can be had with it once
 // the lease has run out under our eyes, or at once where the enclave that it was
-// claimed for is ours too and fences it off. VisibleAt, a wall clock's word, only
-// says when to try that: a parent that is alive should not be robbed.
+// claimed for is ours too and fences it off. That is safe at any time, but a
+// parent that is alive should not be robbed: so only where the wall clock says
+// that the lease is over and, since that clock may be wrong, nothing has moved for
+// a quarter of it either.
 func (c *claimer) overdue(ctx context.Context, b store.Batch, a *ask, asked time.Duration) (*candidate, error) {
 	l, err := c.p.Store.Lease(ctx, b.KeyID)
 	if err != nil {
@@ -333,7 +335,8 @@ func (c *claimer) overdue(ctx context.Context, b store.Batch, a *ask, asked time
 	}
 	c.window(b.Pool).Saw(l.Used)
 	over := c.watch.Saw(&b, &l, asked, c.p.Elapsed())
-	if !over && b.HoldsKey(&l) && b.BootID == a.session.boot && c.p.Now().After(b.VisibleAt) {
+	overdue := b.HoldsKey(&l) && c.p.Now().After(b.VisibleAt) && c.watch.Watched(b.ID, asked) >= b.Lease/4
+	if !over && overdue && b.BootID == a.session.boot {
 		_, err := a.session.client.Fence(ctx, &wire.Fence{KeyID: b.KeyID, Fence: b.KeyFence + 1})
 		over = err == nil
 	}

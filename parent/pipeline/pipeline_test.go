@@ -314,6 +314,28 @@ func TestTakeOverByFenceIsImmediateOnceItIsOverdue(t *testing.T) {
 	})
 }
 
+// Its clock is fast, so every lease seems to be over.
+func TestParentWithAFastClockRobsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, plan{keys: 20, batches: 100, records: 1})
+		var stops []func()
+		for _, fast := range []time.Duration{0, 30 * time.Second, -30 * time.Second} {
+			cfg := w.slowly()
+			cfg.Store = (&faulty{Store: w.store}).atRandom(uint64(w.parents), 0)
+			cfg.Now = func() time.Time { return time.Now().Add(fast) }
+			stops = append(stops, w.start(cfg))
+		}
+		w.await(time.Minute, record.Signed)
+		for _, stop := range stops {
+			stop()
+		}
+		w.check()
+		if n := w.attempts(); n != w.plan.batches {
+			t.Errorf("%d attempts for %d batches", n, w.plan.batches)
+		}
+	})
+}
+
 // supervise boots an enclave again whenever it is down.
 func supervise(t *testing.T, w *world) {
 	t.Helper()

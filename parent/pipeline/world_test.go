@@ -188,7 +188,7 @@ func (w *world) until(within time.Duration, done func() bool) {
 			}
 			w.t.Fatalf("not there after %s", within)
 		}
-		pass(20 * time.Millisecond)
+		pass(max(20*time.Millisecond, within/3000))
 	}
 }
 

@@ -93,9 +93,13 @@ func writeLines(c *cobra.Command, path, label string, total int, f func(io.Write
 	})
 }
 
+// recordsOf is what these imports hold. What others than DONE ones will hold in
+// the end is not known.
 func recordsOf(imports []store.Import) (n int) {
 	for _, im := range imports {
-		n += im.Records - im.Duplicates
+		if im.State == store.ImportDone {
+			n += im.Records - im.Duplicates
+		}
 	}
 	return n
 }

@@ -96,6 +96,10 @@ func importRecords(c *cobra.Command, o importOptions, path string) (err error) {
 	opts.Progress = func(done, total int) { p.SetTotal(total); p.Set(done) }
 	sum, err := intake.Run(c.Context(), s, src, opts)
 	p.Finish()
+	if err != nil && sum.Import.State == store.ImportOpen {
+		id := sum.Import.ID
+		err = fmt.Errorf("%w; import %s stays open: run it again, or give it up with keyhold import abort %s", err, id, id)
+	}
 	if err := errors.Join(err, rejects.Close()); err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ a count of the open batches, so they cost the same for a thousand records and fo
 a hundred million; the number of records is exact once no batch is open. --exact
 reads every batch instead and tells signed records from refused ones.
 
-With --watch the progress is shown until nothing is open any more.`,
+With --watch the progress is shown until no batch is open any more.`,
 		Example: `  keyhold records status
 
   # Follow it, with rate and time left
@@ -86,7 +86,7 @@ With --watch the progress is shown until nothing is open any more.`,
 	}
 	at.AddFlags(c)
 	c.Flags().BoolVar(&each, "exact", false, "read every batch")
-	c.Flags().BoolVar(&watch, "watch", false, "show the progress until nothing is open")
+	c.Flags().BoolVar(&watch, "watch", false, "show the progress until no batch is open")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
@@ -144,7 +144,7 @@ func watchStatus(c *cobra.Command, s store.Store) error {
 		}
 		p.SetTotal(st.Records)
 		p.Set(st.Done)
-		if st.Open == 0 && st.Unfinished == 0 {
+		if st.Open == 0 {
 			return nil
 		}
 		select {

@@ -36,7 +36,7 @@ func chaos(t *testing.T, seed uint64) {
 	hire := func() parent {
 		cfg := w.config()
 		n := seed + uint64(w.parents)<<8
-		p := parent{tables: (&faulty{Store: w.store}).atRandom(n, 0.04)}
+		p := parent{tables: (&faulty{Store: w.store, t: t}).atRandom(n, 0.04)}
 		for i, e := range w.enclaves {
 			p.links = append(p.links, newLink(e, n+uint64(i), 100*time.Millisecond))
 			cfg.Enclaves[i].Connect = p.links[i].connect
@@ -95,7 +95,7 @@ func TestEveryStoreCallMayFailBeforeOrAfterItWasApplied(t *testing.T) {
 		for nth := 1; nth <= calls; nth += step {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, plan{keys: 2, batches: 4, records: 2})
-				tables := &faulty{Store: w.store, decide: func(_ string, n int) fate {
+				tables := &faulty{Store: w.store, t: t, decide: func(_ string, n int) fate {
 					if n == nth {
 						return what
 					}
@@ -107,6 +107,9 @@ func TestEveryStoreCallMayFailBeforeOrAfterItWasApplied(t *testing.T) {
 				w.await(5*time.Minute, record.Signed)
 				stop()
 				w.check()
+				if n := w.attempts(); n != w.plan.batches {
+					t.Errorf("%d attempts: a claim was not recognised", n)
+				}
 				if what == before && nth == 1 || calls < tables.calls && calls < 90 {
 					calls = min(tables.calls, 90)
 				}

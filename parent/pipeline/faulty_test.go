@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/keyhold/keyhold/internal/record"
@@ -24,6 +25,7 @@ const (
 // faulty is one parent's view of the tables.
 type faulty struct {
 	*memory.Store
+	t      *testing.T                    // where set, order is checked
 	decide func(op string, nth int) fate // nth call of this parent, from 1; nil: all are fine
 	slow   func(op string) time.Duration // nil: no call takes time
 
@@ -126,7 +128,12 @@ func (f *faulty) Claim(ctx context.Context, c store.Claim) (store.Batch, error) 
 }
 
 func (f *faulty) Commit(ctx context.Context, c store.Commit) error {
-	return through0(ctx, f, "commit", func() error { return f.Store.Commit(ctx, c) })
+	return through0(ctx, f, "commit", func() error {
+		if _, err := f.Store.Receipt(ctx, c.Receipt); f.t != nil && err != nil {
+			f.t.Errorf("%s is committed before its receipt is stored", c.Batch.ID)
+		}
+		return f.Store.Commit(ctx, c)
+	})
 }
 
 func (f *faulty) Release(ctx context.Context, b store.Batch, e store.End) error {
@@ -138,7 +145,21 @@ func (f *faulty) NoteCrash(ctx context.Context, b store.Batch, crashed []uint32)
 }
 
 func (f *faulty) PutReceipt(ctx context.Context, r store.Receipt) error {
-	return through0(ctx, f, "put_receipt", func() error { return f.Store.PutReceipt(ctx, r) })
+	return through0(ctx, f, "put_receipt", func() error {
+		f.inOrder(ctx, r.Ref)
+		return f.Store.PutReceipt(ctx, r)
+	})
+}
+
+// inOrder checks that no later receipt of the lane is stored before this one.
+func (f *faulty) inOrder(ctx context.Context, r store.ReceiptRef) {
+	if _, err := f.Store.Receipt(ctx, r); f.t == nil || err == nil {
+		return // delivered again
+	}
+	err := f.Store.Receipts(ctx, r.BootID, r.Lane, r.Seq+1, func(store.Receipt) error { return errUnknown })
+	if err != nil {
+		f.t.Errorf("lane %d: receipt %d comes after later ones", r.Lane, r.Seq)
+	}
 }
 
 func (f *faulty) PutBoot(ctx context.Context, b store.Boot) error {

@@ -218,6 +218,43 @@ func TestLostAnswerIsCancelledThenReleasedAndSignedOnce(t *testing.T) {
 	})
 }
 
+// The enclave lives, but cannot say so: the way to it stays cut.
+func TestClaimThatCannotBeCancelledIsLeftToRunOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, plan{keys: 2, batches: 1, records: 2})
+		cfg := w.config()
+		l := newLink(w.enclaves[0], 1, time.Millisecond)
+		l.slow = func() time.Duration { return 50 * time.Millisecond }
+		cfg.Enclaves[0].Connect = l.connect
+		var first atomic.Bool
+		claims := make(chan time.Time, 2)
+		ctx := t.Context()
+		cfg.Observer.Claimed = func(*store.Batch) {
+			claims <- time.Now()
+			if first.CompareAndSwap(false, true) {
+				go func() { // hello and receipts take 100 ms, so no cancel gets through
+					for end := time.Now().Add(lease / 2); time.Now().Before(end) && ctx.Err() == nil; {
+						pass(40 * time.Millisecond)
+						l.cut()
+					}
+				}()
+			}
+		}
+		cfg.Observer.GaveBack = func(b *store.Batch, why string) {
+			if err := signUnder(t, w, b); !errors.Is(err, refusal.FenceStale) {
+				t.Errorf("given back (%s) while the enclave would sign: %v", why, err)
+			}
+		}
+		stop := w.start(cfg)
+		w.await(3*lease, record.Signed)
+		stop()
+		w.check()
+		if begin, again := <-claims, <-claims; again.Sub(begin) < lease/2 {
+			t.Errorf("claimed again after %s", again.Sub(begin))
+		}
+	})
+}
+
 // signUnder asks the enclave to sign under b's claim, over a connection of its own.
 func signUnder(t *testing.T, w *world, b *store.Batch) error {
 	t.Helper()

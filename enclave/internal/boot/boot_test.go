@@ -3,6 +3,7 @@ package boot_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"errors"
 	"log/slog"
 	"slices"
@@ -189,33 +190,34 @@ func TestPCR16MustBeZeroUnlockedAndTakeTheMeasurement(t *testing.T) {
 		}
 	}
 	for _, tc := range []struct {
-		name    string
-		prepare func(*testing.T, *world)
+		name      string
+		prepare   func(*testing.T, *world)
+		untouched []byte // what the register was extended with, and keeps
 	}{
 		{"extended before", func(t *testing.T, w *world) {
 			t.Helper()
 			if _, err := w.nsm.ExtendPCR(16, []byte("x")); err != nil {
 				t.Fatal(err)
 			}
-		}},
+		}, []byte("x")},
 		{"extended before with the very config", func(t *testing.T, w *world) {
 			t.Helper()
 			m := config.Measurement(encoded(t, nil))
 			if _, err := w.nsm.ExtendPCR(16, m[:]); err != nil {
 				t.Fatal(err)
 			}
-		}},
+		}, nil},
 		{"locked before", func(t *testing.T, w *world) {
 			t.Helper()
 			if err := w.nsm.LockPCRs(17); err != nil {
 				t.Fatal(err)
 			}
-		}},
-		{"cannot be read", fault(nsmtest.OpDescribe, 0)},
-		{"cannot be extended", fault(nsmtest.OpExtend, 0)},
-		{"cannot be locked", fault(nsmtest.OpLock, 0)},
-		{"cannot be read after", fault(nsmtest.OpDescribe, 1)},
-		{"answers another value", func(_ *testing.T, w *world) { w.opt.NSM = liar{w.nsm} }},
+		}, nil},
+		{"cannot be read", fault(nsmtest.OpDescribe, 0), nil},
+		{"cannot be extended", fault(nsmtest.OpExtend, 0), nil},
+		{"cannot be locked", fault(nsmtest.OpLock, 0), nil},
+		{"cannot be read after", fault(nsmtest.OpDescribe, 1), nil},
+		{"answers another value", func(_ *testing.T, w *world) { w.opt.NSM = liar{w.nsm} }, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, false, &enclavetest.KMS{})
@@ -226,6 +228,13 @@ func TestPCR16MustBeZeroUnlockedAndTakeTheMeasurement(t *testing.T) {
 				want(t, err, refusal.ConfigMeasure)
 			}
 			w.nsm.SetFaults(nsmtest.Faults{})
+			if tc.untouched != nil {
+				value, _, err := w.nsm.DescribePCR(16)
+				want(t, err, "")
+				if [48]byte(value) != extended(tc.untouched) {
+					t.Error("a register that was not zero was extended")
+				}
+			}
 			_, err := b.CreateKeyring(t.Context())
 			want(t, err, refusal.ConfigMeasure) // for ever: nobody knows what the register stands for
 			if len(*w.calls) != 0 {
@@ -234,6 +243,9 @@ func TestPCR16MustBeZeroUnlockedAndTakeTheMeasurement(t *testing.T) {
 		})
 	}
 }
+
+// extended is the value of a zero register after that.
+func extended(data []byte) [48]byte { return sha512.Sum384(append(make([]byte, 48), data...)) }
 
 // liar extends and says that the value is another.
 type liar struct{ nsm.Session }
@@ -258,6 +270,10 @@ func TestNothingButAConfigIsTakenFirst(t *testing.T) {
 	want(t, err, refusal.TooLarge) // and measured nothing
 	_, err = configure(t, b, encoded(t, nil))
 	want(t, err, "")
+	for n, code := range map[int]refusal.Code{0: refusal.BadMessage, 1: "", wire.MaxNonce: "", wire.MaxNonce + 1: refusal.BadMessage} {
+		_, err = b.Challenge(make([]byte, n))
+		want(t, err, code)
+	}
 }
 
 func TestADebugEnclaveAsksKMSNothing(t *testing.T) {

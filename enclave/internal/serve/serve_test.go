@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,26 +193,43 @@ func TestTwoRequestsAreInFlightAndNoMore(t *testing.T) {
 		goOn := make(chan struct{})
 		s := start(t, enclavetest.Options{Keys: 1, Panic: func([]byte) bool { <-goOn; return false }})
 		conn, h := hello(t, s)
-		one := frame(t, 1, wire.TypeSign, signRequest(s, h.Ticket, "a"))
-		ticket := frame(t, 2, wire.TypeTicket, &wire.GetTicket{})
-		written := make(chan int, 4)
+		frames := [][]byte{frame(t, 1, wire.TypeSign, signRequest(s, h.Ticket, "a"))}
+		for id := range uint64(8) {
+			frames = append(frames, frame(t, id+2, wire.TypeTicket, &wire.GetTicket{}))
+		}
+		var written atomic.Int32
 		go func() {
-			for i, b := range [][]byte{one, ticket, bytes.Repeat(ticket, 1000)} { // more than the reader's buffer
+			for _, b := range frames {
 				if _, err := conn.Write(b); err != nil {
 					return
 				}
-				written <- i
+				written.Add(1)
 			}
 		}()
 		synctest.Wait()
-		if n := len(written); n != 2 {
-			t.Errorf("%d requests taken while the first is signed, want 2", n)
+		if n := written.Load(); n != wire.MaxInFlight {
+			t.Errorf("%d requests taken while the first is signed, want %d", n, wire.MaxInFlight)
 		}
 		close(goOn)
-		if id, _, _ := answer(t, conn); id != 1 {
-			t.Errorf("first answer is for %d", id)
+		for i := range frames {
+			if id, _, code := answer(t, conn); id != uint64(i+1) || code != "" {
+				t.Errorf("answer %d is for %d: %q", i, id, code)
+			}
 		}
-		conn.Close()
+	})
+}
+
+func TestLanesOfEndedConnectionsAreHandedOutAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, enclavetest.Options{})
+		for range 20 {
+			conn, h := hello(t, s)
+			if h.Lane != 0 {
+				t.Fatalf("lane %d, want 0 again", h.Lane)
+			}
+			conn.Close()
+			synctest.Wait()
+		}
 	})
 }
 

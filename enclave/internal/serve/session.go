@@ -133,7 +133,7 @@ func (c *session) decode(ctx context.Context, frame []byte) (j job) {
 		return j
 	}
 	if j.do, err = decode(m); err != nil {
-		j.code, j.last = refusal.Of(err), !c.greets
+		j.code = refusal.Of(err)
 		return j
 	}
 	c.greets = true

@@ -88,10 +88,8 @@ func (b *batch) use() use {
 	m := b.request
 	buf := append(make([]byte, 0, 256), useDomain...)
 	buf = binary.BigEndian.AppendUint64(buf, uint64(m.BatchFence))
-	buf = append(buf, b.root[:]...) // fixed lengths first, so the rest needs one separator
-	buf = append(buf, m.Kind...)
-	buf = append(buf, 0)
-	buf = append(buf, m.BatchID...)
+	buf = append(buf, b.root[:]...) // covers kind, ids and payloads
+	buf = append(buf, m.BatchID...) // last, the only part of no fixed length
 	return sha256.Sum256(buf)
 }
 

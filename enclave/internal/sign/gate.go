@@ -9,8 +9,8 @@ import (
 	"github.com/keyhold/keyhold/internal/refusal"
 )
 
-// use is what a key fence was used for: the hash of batch, batch fence, kind and
-// payload root. The same use is answered again, another is refused.
+// use is what a key fence was used for: the hash of batch, batch fence and payload
+// root, which covers the kind. The same use is answered again, another is refused.
 type use [32]byte
 
 // gates lets one batch at a time use a key, and only under its newest fence. It
@@ -22,7 +22,7 @@ type gates struct {
 
 // gate is what is remembered of a key. A million of them take about 100 MB.
 type gate struct {
-	revoked record.Fence  // nothing under this fence or an older one is released
+	revoked record.Fence  // nothing under this fence or an older one is released; never below fence - 1
 	fence   record.Fence  // the newest that signed
 	used    use           // what it signed
 	turn    chan struct{} // holds one token while the key is in use; nil while nobody wants it
@@ -31,7 +31,7 @@ type gate struct {
 
 // admit says whether fence may sign for u.
 func (k *gate) admit(fence record.Fence, u use) error {
-	if fence <= k.revoked || fence < k.fence {
+	if fence <= k.revoked {
 		return refusal.FenceStale
 	}
 	if fence == k.fence && u != k.used {

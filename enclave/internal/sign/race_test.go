@@ -3,7 +3,6 @@ package sign_test
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -188,41 +187,56 @@ func TestAPanicLeavesTheKeyFree(t *testing.T) {
 	want(t, err, "")
 }
 
-// Mutexes are no durable block in a bubble, so this runs outside of one.
+// Mutexes are no durable block in a bubble, so this runs outside of one. Who
+// must not get in is given a moment to do so.
 func TestASuspectIsSignedWithNoOtherBatch(t *testing.T) {
-	var inside, alone atomic.Int32
-	f := newFixture(t, hook(func(p []byte) {
-		n := inside.Add(1)
-		defer inside.Add(-1)
-		if string(p) == "suspect" {
-			alone.Add(1)
-			if n != 1 {
-				t.Errorf("a suspect was signed with %d others", n-1)
+	const moment = 50 * time.Millisecond
+	for _, tc := range []struct {
+		name          string
+		first, second string // "suspect" asks to be alone
+		together      bool
+	}{
+		{"a batch waits for a suspect", "suspect", "plain", false},
+		{"a suspect waits for a batch", "plain", "suspect", false},
+		{"two suspects", "suspect", "suspect", false},
+		{"two batches", "plain", "other plain", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			at, goOn := make(chan string, 2), make(chan struct{})
+			f := newFixture(t, hook(func(p []byte) {
+				at <- string(p)
+				<-goOn
+			}))
+			f.open(t, 2, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
+			var wg sync.WaitGroup
+			begin := func(key int, text string) {
+				l := f.lane(t)
+				m := f.request(func(m *wire.Sign) {
+					m.KeyID, m.Alone, m.Payload = f.keys[key].KeyID, text == "suspect", record.EncodePayload(records(text))
+				})
+				wg.Go(func() {
+					_, err := f.engine.Sign(t.Context(), l, m)
+					want(t, err, "")
+				})
 			}
-		}
-	}))
-	f.open(t, 4, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
-	f.engine.TestingOnlySkipVerify()
-	var wg sync.WaitGroup
-	for i := range 4 {
-		l, err := f.engine.Connect()
-		want(t, err, "")
-		wg.Go(func() {
-			for n := range 50 {
-				text := "plain"
-				if i == 0 {
-					text = "suspect"
-				}
-				_, err := f.stored(t, l, f.request(func(m *wire.Sign) {
-					m.KeyID, m.KeyFence, m.Alone = f.keys[i].KeyID, record.Fence(n+1), i == 0
-					m.Payload = record.EncodePayload(records(text, text, text, text))
-				}))
-				want(t, err, "")
+			begin(0, tc.first)
+			<-at
+			begin(1, tc.second)
+			together := false
+			timer := time.NewTimer(moment)
+			if tc.together {
+				timer.Reset(time.Minute)
 			}
+			select {
+			case <-at:
+				together = true
+			case <-timer.C:
+			}
+			if together != tc.together {
+				t.Errorf("signed side by side: %t, want %t", together, tc.together)
+			}
+			close(goOn)
+			wg.Wait()
 		})
-	}
-	wg.Wait()
-	if alone.Load() != 200 {
-		t.Errorf("%d suspects signed, want 200", alone.Load())
 	}
 }

@@ -119,6 +119,13 @@ func TestFencesByRule(t *testing.T) {
 		{"another payload under the same fence", []func(*testing.T, *fixture){sign("", at(5)), sign(refusal.FenceConflict, at(5), func(m *wire.Sign) {
 			m.Payload = record.EncodePayload(records("one", "TWO"))
 		})}},
+		{"another kind under the same fence", []func(*testing.T, *fixture){
+			func(t *testing.T, f *fixture) {
+				t.Helper()
+				f.keys = f.keys[1:] // one that may sign every kind
+			},
+			sign("", at(5)), sign(refusal.FenceConflict, at(5), func(m *wire.Sign) { m.Kind = record.Raw }),
+		}},
 		{"another batch fence under the same fence", []func(*testing.T, *fixture){sign("", at(5)), sign(refusal.FenceConflict, at(5), func(m *wire.Sign) { m.BatchFence = 2 })}},
 		{"other records to refuse under the same fence", []func(*testing.T, *fixture){sign("", at(5)), sign("", at(5), func(m *wire.Sign) { m.Refuse = []uint32{0} })}},
 		{"cancelled before it came", []func(*testing.T, *fixture){cancel(5), sign(refusal.FenceStale, at(5)), sign("", at(6))}},
@@ -133,7 +140,8 @@ func TestFencesByRule(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f := ready(t, 1)
+			f := newFixture(t, nil)
+			f.open(t, 1, config.Create{Algorithm: record.Secp256k1, Policy: "messages"}, config.Create{Algorithm: record.Ed25519, Policy: "open"})
 			for _, step := range tc.steps {
 				step(t, f)
 			}

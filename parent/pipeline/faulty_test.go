@@ -129,7 +129,7 @@ func (f *faulty) Claim(ctx context.Context, c store.Claim) (store.Batch, error) 
 
 func (f *faulty) Commit(ctx context.Context, c store.Commit) error {
 	return through0(ctx, f, "commit", func() error {
-		if _, err := f.Store.Receipt(ctx, c.Receipt); f.t != nil && err != nil {
+		if _, err := f.Receipt(ctx, c.Receipt); f.t != nil && err != nil {
 			f.t.Errorf("%s is committed before its receipt is stored", c.Batch.ID)
 		}
 		return f.Store.Commit(ctx, c)
@@ -153,10 +153,10 @@ func (f *faulty) PutReceipt(ctx context.Context, r store.Receipt) error {
 
 // inOrder checks that no later receipt of the lane is stored before this one.
 func (f *faulty) inOrder(ctx context.Context, r store.ReceiptRef) {
-	if _, err := f.Store.Receipt(ctx, r); f.t == nil || err == nil {
+	if _, err := f.Receipt(ctx, r); f.t == nil || err == nil {
 		return // delivered again
 	}
-	err := f.Store.Receipts(ctx, r.BootID, r.Lane, r.Seq+1, func(store.Receipt) error { return errUnknown })
+	err := f.Receipts(ctx, r.BootID, r.Lane, r.Seq+1, func(store.Receipt) error { return errUnknown })
 	if err != nil {
 		f.t.Errorf("lane %d: receipt %d comes after later ones", r.Lane, r.Seq)
 	}

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/keyhold/keyhold/enclave/enclavetest" //nolint:depguard // the production enclave, for tests alone
+	"github.com/keyhold/keyhold/enclave/enclavetest"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/signclient"
 )

@@ -13,7 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/keyhold/keyhold/enclave/enclavetest" //nolint:depguard // the production enclave, for tests alone
+	"github.com/keyhold/keyhold/enclave/enclavetest"
 	"github.com/keyhold/keyhold/internal/payload"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"

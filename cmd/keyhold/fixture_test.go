@@ -61,8 +61,7 @@ func makeKeys(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // claim takes a batch with the first key of its pool.
-func claim(ts *testscript.TestScript, s store.Store, b store.Batch) store.Batch {
-	ctx := context.Background()
+func claim(ctx context.Context, ts *testscript.TestScript, s store.Store, b store.Batch) store.Batch {
 	id := sealed.KeyID(record.Ed25519, testKey(b.Pool, 0).Public().(ed25519.PublicKey))
 	l, err := s.Lease(ctx, id)
 	ts.Check(err)
@@ -113,7 +112,7 @@ func signReady(ts *testscript.TestScript, _ bool, args []string) {
 			}
 			out[i].Signature = ed25519.Sign(testKey(b.Pool, 0), message)
 		}
-		claimed := claim(ts, s, *b)
+		claimed := claim(ctx, ts, s, *b)
 		return s.Commit(ctx, store.Commit{Batch: claimed, Result: record.EncodeResult(ed25519.SignatureSize, out), Refused: refused, Now: time.Now()})
 	}))
 }
@@ -129,7 +128,7 @@ func forge(ts *testscript.TestScript, _ bool, args []string) {
 		for i := range out {
 			out[i].Signature = make([]byte, ed25519.SignatureSize)
 		}
-		claimed := claim(ts, s, *b)
+		claimed := claim(ctx, ts, s, *b)
 		return s.Commit(ctx, store.Commit{Batch: claimed, Result: record.EncodeResult(ed25519.SignatureSize, out), Now: time.Now()})
 	}))
 }
@@ -139,7 +138,7 @@ func quarantine(ts *testscript.TestScript, _ bool, args []string) {
 	s, ctx := scriptStore(ts), context.Background()
 	b, err := s.Batch(ctx, record.BatchID(args[0]))
 	ts.Check(err)
-	ts.Check(s.Release(ctx, claim(ts, s, b), store.End{
+	ts.Check(s.Release(ctx, claim(ctx, ts, s, b), store.End{
 		State: record.Quarantined, Reason: "enclave_crash", Attempt: true, KeepKey: true, Now: time.Now(),
 	}))
 }

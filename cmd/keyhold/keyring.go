@@ -53,8 +53,8 @@ again. A parent must be running, for it leads the enclave to KMS.`,
   # More keys later: 500 altogether
   keyhold keyring create --algorithm secp256k1 --policy payouts --pool default --keys 500
 
-  # The keyring alone, with the environment of keyhold-local up
-  eval "$(keyhold-local up --dir demo)"
+  # The keyring alone; where the environment names enclave, image and config, as
+  # keyhold-local up prints it, no flag is needed for them
   keyhold keyring create --algorithm ed25519 --policy demo --keys 0`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return createKeyring(c, &o) },

@@ -43,6 +43,23 @@ func TestStore(t *testing.T) {
 	})
 }
 
+// TestEnclave runs the production enclave with a software NSM, and for one
+// script a parent beside it.
+func TestEnclave(t *testing.T) {
+	endpoint := dynoxidetest.Endpoint(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/enclave", RequireExplicitExec: true, RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("KEYHOLD_DYNAMODB_ENDPOINT", endpoint)
+			e.Setenv("KEYHOLD_TABLE_PREFIX", strings.TrimPrefix(filepath.Base(e.WorkDir), "script-")+"-")
+			return startEnclave(t, e)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "parent": runParent, "restart": restartEnclave, "tamper": tamper,
+		},
+	})
+}
+
 // exits CODE PROGRAM ARG... runs a program that must end with that code.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {

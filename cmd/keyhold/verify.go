@@ -59,12 +59,16 @@ lane can be withheld. The exit code is 1 where anything does not verify.`,
   # While two images run side by side
   keyhold receipt verify --pcr0 3f9c...07 --pcr0 81aa...5e --config config.json
 
+  # Over a change of the config: each image with its own
+  keyhold receipt verify --pair 3f9c...07=old.json --pair 81aa...5e=config.json
+
   # With what nitro-cli build-enclave printed, one import only
   keyhold receipt verify --measurements eif.json --config config.json --import payouts-2026-11-20`,
 		Args: cobra.NoArgs,
 	}
 	at.AddFlags(c)
 	want.AddFlags(c)
+	want.AddPairFlag(c)
 	ids := importsFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {

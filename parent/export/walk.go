@@ -172,6 +172,10 @@ func read(ctx context.Context, s Store, keys *keyCache, id record.BatchID) (plac
 				problems[i] = fmt.Errorf("the %s of batch %s is missing", what, id)
 				return nil
 			}
+			if errors.Is(err, sealed.ErrMalformed) { // edited: a finding about this batch, not the end of the walk
+				problems[i] = fmt.Errorf("the %s of batch %s: %w", what, id, err)
+				return nil
+			}
 			if err != nil {
 				return fmt.Errorf("read the %s of batch %s: %w", what, id, err)
 			}

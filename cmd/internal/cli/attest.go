@@ -30,6 +30,7 @@ type AttestOptions struct {
 	Measurements string   // file that nitro-cli build-enclave or describe-eif printed
 	Config       string   // file
 	TestRoot     string   // file; PEM of a root that is not Amazon's
+	Pair         []string // HEX=FILE: PCR0 of an image with the config that goes with it
 }
 
 // AddFlags lets c's command line fill o.
@@ -44,6 +45,11 @@ func (o *AttestOptions) AddFlags(c *cobra.Command) {
 // AddConfigFlag adds --config alone.
 func (o *AttestOptions) AddConfigFlag(c *cobra.Command) {
 	c.Flags().StringVar(&o.Config, "config", os.Getenv(EnvConfig), "the enclave's config `file`, which is measured into PCR16 (env "+EnvConfig+")")
+}
+
+// AddPairFlag adds --pair, for what looks back at images with other configs.
+func (o *AttestOptions) AddPairFlag(c *cobra.Command) {
+	c.Flags().StringSliceVar(&o.Pair, "pair", nil, "`HEX=FILE`: PCR0 of an image and the config it ran with, beside or in place of --pcr0 and --config; may be repeated")
 }
 
 func splitEnv(name string) []string {
@@ -93,8 +99,20 @@ func (o *AttestOptions) Images() ([]attestation.Image, error) {
 	return images, nil
 }
 
-// Pairs are the wanted images, each with PCR16 of the config file.
+// Pairs are the wanted images, each with PCR16 of the config file, and those of
+// --pair.
 func (o *AttestOptions) Pairs() ([]attestation.Image, error) {
+	var pairs []attestation.Image
+	for _, text := range o.Pair {
+		img, err := readPair(text)
+		if err != nil {
+			return nil, err
+		}
+		pairs = append(pairs, img)
+	}
+	if len(pairs) > 0 && len(o.PCR0) == 0 && o.Measurements == "" {
+		return pairs, nil
+	}
 	images, err := o.Images()
 	if err != nil {
 		return nil, err
@@ -107,7 +125,22 @@ func (o *AttestOptions) Pairs() ([]attestation.Image, error) {
 	for _, img := range images {
 		img.PCRs[configPCR] = pcr[:]
 	}
-	return images, nil
+	return append(images, pairs...), nil
+}
+
+func readPair(text string) (attestation.Image, error) {
+	digits, file, _ := strings.Cut(text, "=")
+	pcr0, err := parsePCR(digits)
+	if err != nil || file == "" {
+		return attestation.Image{}, Usagef("--pair: want HEX=FILE with 96 hex digits")
+	}
+	of := AttestOptions{Config: file}
+	raw, _, err := of.ReadConfig()
+	if err != nil {
+		return attestation.Image{}, err
+	}
+	pcr := config.PCR16(raw)
+	return attestation.Image{PCRs: map[int][]byte{0: pcr0, configPCR: pcr[:]}}, nil
 }
 
 // Root is the trusted root. Another than Amazon's is said aloud on warn.

@@ -161,9 +161,21 @@ func TestEnclaveAddresses(t *testing.T) {
 		address string
 		good    bool
 	}{
-		{"vsock:16", true}, {"vsock:4:5001", true}, {"unix:/run/e.sock", true}, {"unix:a:b", true},
-		{"", false}, {"unix:", false}, {"vsock:", false}, {"vsock:3", false}, {"vsock:-1", false}, {"vsock:4294967296", false},
-		{"vsock:16:0", false}, {"vsock:16:", false}, {"vsock:16:1:2", false}, {"tcp:h:1", false}, {"16", false},
+		{"vsock:16", true},
+		{"vsock:4:5001", true},
+		{"unix:/run/e.sock", true},
+		{"unix:a:b", true},
+		{"", false},
+		{"unix:", false},
+		{"vsock:", false},
+		{"vsock:3", false},
+		{"vsock:-1", false},
+		{"vsock:4294967296", false},
+		{"vsock:16:0", false},
+		{"vsock:16:", false},
+		{"vsock:16:1:2", false},
+		{"tcp:h:1", false},
+		{"16", false},
 	} {
 		dial, err := cli.ParseEnclave(tc.address)
 		if (err == nil) != tc.good || (dial != nil) != tc.good {

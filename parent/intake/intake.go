@@ -31,6 +31,7 @@ type Store interface {
 	store.Intake
 	Batch(ctx context.Context, id record.BatchID) (store.Batch, error)
 	Payload(ctx context.Context, id record.BatchID) ([]byte, error)
+	Lease(ctx context.Context, id record.KeyID) (store.Lease, error)
 }
 
 // Options of one import.
@@ -77,7 +78,7 @@ func (o *Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Run imports everything that src holds. The same input again continues an
+// Run imports everything that src holds. A named key must be in the pool. The same input again continues an
 // import that did not finish and does nothing where it did. Errors carry the
 // codes import_line, record_conflict, import_conflict, import_pending and
 // import_aborted; whatever fails before the first batch is ready leaves nothing
@@ -89,12 +90,32 @@ func Run(ctx context.Context, s Store, src io.Reader, o Options) (Summary, error
 	if err := o.Validate(); err != nil {
 		return Summary{}, fmt.Errorf("import: %w: %w", refusal.UsageWrong, err)
 	}
+	if err := checkKey(ctx, s, o); err != nil {
+		return Summary{}, err
+	}
 	sp, err := fill(src, o.SpoolDir, o.Kind, o.Rejects)
 	if err != nil {
 		return Summary{}, fmt.Errorf("import: %w", err)
 	}
 	sum, err := run(ctx, s, sp, o)
 	return sum, errors.Join(err, sp.Close())
+}
+
+// checkKey refuses a named key that no parent could ever claim.
+func checkKey(ctx context.Context, s Store, o Options) error {
+	if o.KeyID.IsZero() {
+		return nil
+	}
+	l, err := s.Lease(ctx, o.KeyID)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("import for key %s: there is no such key: %w", o.KeyID, refusal.UsageWrong)
+	case err != nil:
+		return fmt.Errorf("look for key %s: %w", o.KeyID, err)
+	case l.Pool != o.Pool:
+		return fmt.Errorf("import for key %s: it is not in pool %s: %w", o.KeyID, o.Pool, refusal.UsageWrong)
+	}
+	return nil
 }
 
 func run(ctx context.Context, s Store, sp *spool, o Options) (Summary, error) {

@@ -344,3 +344,27 @@ func TestGeneratedRecordsAreRepeatable(t *testing.T) {
 		}
 	}
 }
+
+func TestANamedKeyMustBeInThePool(t *testing.T) {
+	t.Parallel()
+	s := memory.New()
+	key := record.KeyID{1}
+	if err := s.PutKeys(t.Context(), []store.Key{{ID: key, Keyring: "k#1", Pool: "main", Sealed: []byte{1}}}); err != nil {
+		t.Fatal(err)
+	}
+	o := options(t, "x", 10)
+	o.KeyID = key
+	sum := run(t, s, `{"text":"a"}`, o)
+	if b, err := s.Batch(t.Context(), record.MakeBatchID("x", 0)); err != nil || !b.Pinned || b.KeyID != key || sum.Import.KeyID != key {
+		t.Errorf("batch %+v, %v", b, err)
+	}
+	for _, o := range []intake.Options{
+		{ImportID: "y", Pool: "main", KeyID: record.KeyID{2}},
+		{ImportID: "y", Pool: "other", KeyID: key},
+	} {
+		o.Kind, o.SigLen, o.Now = record.Message, 65, time.Now
+		if _, err := intake.Run(t.Context(), s, strings.NewReader(`{"text":"a"}`), o); !errors.Is(err, refusal.UsageWrong) {
+			t.Errorf("key %s of pool %s: %v", o.KeyID, o.Pool, err)
+		}
+	}
+}

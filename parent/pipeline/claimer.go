@@ -343,7 +343,7 @@ func (c *claimer) overdue(ctx context.Context, b store.Batch, a *ask, asked time
 	if !over {
 		return nil, nil
 	}
-	if b.Attempts >= quarantineAt {
+	if spent(&b) {
 		return nil, c.quarantine(ctx, &b)
 	}
 	return &candidate{batch: b, key: store.IdleKey{KeyID: l.KeyID, Fence: l.Fence, Used: l.Used}, takeOver: true}, nil

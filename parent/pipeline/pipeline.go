@@ -29,6 +29,11 @@ const (
 	quarantineAt = 5
 )
 
+// spent reports whether a batch has no attempt left. Those that found a record
+// which takes the enclave down got it further and do not count, so a batch with
+// many of them still ends SIGNED.
+func spent(b *store.Batch) bool { return b.Attempts-len(b.Crashed) >= quarantineAt }
+
 // Reasons in Attempt.End that are no refusal codes.
 const (
 	reasonShutdown  = "shutdown"
@@ -299,7 +304,7 @@ func (w *worker) commit(ctx context.Context, c *claim, out store.Commit) bool {
 // counts it is QUARANTINED instead.
 func (w *worker) giveBack(ctx context.Context, c *claim, counts bool, reason string) bool {
 	end := store.End{State: record.Ready, Reason: reason, Attempt: counts, KeepKey: c.sent, Now: w.p.Now()}
-	if counts && c.Attempts >= quarantineAt {
+	if counts && spent(&c.Batch) {
 		end.State = record.Quarantined
 	}
 	err := w.p.settle(ctx, "release", &c.Batch, end.State, func(ctx context.Context) error {

@@ -405,6 +405,28 @@ func TestRecordThatTakesTheEnclaveDownIsRefusedAndTheRestIsSigned(t *testing.T) 
 	})
 }
 
+func TestManyRecordsThatTakeTheEnclaveDownAreRefusedAndTheRestIsSigned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		poisoned := map[string]bool{
+			"payload 0 of batch 3": true, "payload 1 of batch 3": true, "payload 3 of batch 3": true, "payload 5 of batch 3": true,
+		}
+		w := newWorld(t, plan{
+			keys: 8, batches: 8, records: 6, enclaves: 2,
+			poison: func(p []byte) bool { return poisoned[string(p)] },
+		})
+		supervise(t, w)
+		stop := w.start(w.slowly())
+		w.await(30*time.Minute, record.Signed)
+		stop()
+		if d := cmp.Diff(map[string]int{"enclave_crash": 4}, w.check()); d != "" {
+			t.Errorf("refused (-want +got):\n%s", d)
+		}
+		if b := w.batches()[3]; !cmp.Equal(b.Crashed, []uint32{0, 1, 3, 5}) || b.Attempts <= 5 {
+			t.Errorf("crashed %v after %d attempts", b.Crashed, b.Attempts)
+		}
+	})
+}
+
 func TestRecordThatMakesTheEnclavePanicIsRefusedAndTheRestIsSigned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, plan{

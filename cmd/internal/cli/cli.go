@@ -44,7 +44,7 @@ func Run(ctx context.Context, root *cobra.Command) int {
 	if !ran { // cobra refused flags, arguments or the command's name
 		err = Usagef("%w", err)
 	}
-	err = classify(err)
+	err = classify(ctx, err)
 	report(root.ErrOrStderr(), root, cmd, err)
 	return refusal.Exit(err)
 }
@@ -100,13 +100,13 @@ func Usagef(format string, args ...any) error { return Errorf(refusal.UsageWrong
 var errStopped = errors.New("stopped by a signal; the same command goes on where this one ended")
 
 // classify gives errors that come from below the table of refusals their code.
-func classify(err error) error {
+func classify(ctx context.Context, err error) error {
 	if _, has := errors.AsType[refusal.Code](err); has {
 		return err
 	}
 	send, unsent := errors.AsType[*smithyhttp.RequestSendError](err)
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.Cause(ctx)):
 		return errStopped
 	case errors.Is(err, store.ErrNoTables):
 		return fmt.Errorf("%w (%w)", err, refusal.TablesMissing)

@@ -246,3 +246,17 @@ func TestWithoutATestRootOnlyAmazonIsTrusted(t *testing.T) {
 		t.Errorf("root %v, %v, warned %q", root, err, warned.String())
 	}
 }
+
+func TestASignalEndsACommandWithItsOwnWords(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("interrupt"))
+	var stderr bytes.Buffer
+	root := &cobra.Command{Use: "tool", RunE: func(c *cobra.Command, _ []string) error {
+		return fmt.Errorf("wait: %w", context.Cause(c.Context()))
+	}}
+	root.SetErr(&stderr)
+	root.SetArgs([]string{})
+	if got := cli.Run(ctx, root); got != 1 || !strings.HasPrefix(stderr.String(), "tool: stopped by a signal") {
+		t.Errorf("exit code %d, said %q", got, stderr.String())
+	}
+}

@@ -190,9 +190,12 @@ func text(s string) *string {
 
 func hexText(b []byte) *string { return text(hex.EncodeToString(b)) }
 
+// stampForm is RFC 3339 with all nine digits, so that texts sort as times do.
+const stampForm = "2006-01-02T15:04:05.000000000Z07:00"
+
 func stamp(t time.Time) *string {
 	if t.IsZero() {
 		return nil
 	}
-	return text(t.UTC().Format(time.RFC3339Nano))
+	return text(t.UTC().Format(stampForm))
 }

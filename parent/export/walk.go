@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -79,115 +81,192 @@ func Selected(ctx context.Context, s Store, ids []record.ImportID) ([]store.Impo
 
 // Walk calls f for every batch of these imports, in order. Batches are read
 // ahead; f is never called twice at once. Its memory does not grow with their
-// number.
+// number. A batch that is missing although its import is done is an error.
 func Walk(ctx context.Context, s Store, imports []store.Import, f func(Item) error) error {
+	return WalkOver(ctx, s, imports, func(id record.BatchID) error {
+		return fmt.Errorf("batch %s is missing, although its import is done: %w", id, store.ErrNotFound)
+	}, f)
+}
+
+// WalkOver is Walk for who goes on past batches that are missing although their
+// import is done: missing is called for each, in its place of the order.
+func WalkOver(ctx context.Context, s Store, imports []store.Import, missing func(record.BatchID) error, f func(Item) error) error {
+	keys := newKeyCache(s)
 	for _, im := range imports {
-		if err := walkImport(ctx, s, im, f); err != nil {
+		w := walk{s: s, keys: keys, im: im, missing: missing, f: f, queue: make(chan chan place, ahead)}
+		if err := w.run(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// place is what becomes of one batch number: an item, or nothing there.
+// Batch reads one batch of an import as Walk does. store.ErrNotFound.
+func Batch(ctx context.Context, s Store, im store.Import, id record.BatchID) (Item, error) {
+	p := read(ctx, s, newKeyCache(s), im, id)
+	if p.err == nil && !p.found {
+		p.err = fmt.Errorf("read batch %s: %w", id, store.ErrNotFound)
+	}
+	return p.item, p.err
+}
+
+// place is what becomes of one batch number: an item, nothing there, or a store
+// that failed.
 type place struct {
 	item  Item
 	found bool
+	err   error
 }
 
-func walkImport(ctx context.Context, s Store, im store.Import, f func(Item) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	keys := newKeyCache(s)
-	queue := make(chan chan place, ahead)
-	stop := make(chan struct{}) // closed when an unfinished import has no more batches
-	g.Go(func() error {
-		defer close(queue)
-		for n := 0; im.State != store.ImportDone || n < im.Batches; n++ {
+// walk is that of one import.
+type walk struct {
+	s       Store
+	keys    *keyCache
+	im      store.Import
+	missing func(record.BatchID) error
+	f       func(Item) error
+	queue   chan chan place // in order; its length bounds what is read ahead
+}
+
+// run ends the reads that are under way as soon as nobody needs them.
+func (w *walk) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var reads sync.WaitGroup
+	reads.Go(func() {
+		defer close(w.queue)
+		for n := 0; w.im.State != store.ImportDone || n < w.im.Batches; n++ {
 			slot := make(chan place, 1)
 			select {
-			case queue <- slot:
-			case <-stop:
-				return nil
+			case w.queue <- slot:
 			case <-ctx.Done():
-				return ctx.Err()
+				return
 			}
-			g.Go(func() error {
-				p, err := read(ctx, s, keys, record.MakeBatchID(im.ID, n))
-				slot <- p
-				return err
-			})
+			reads.Go(func() { slot <- read(ctx, w.s, w.keys, w.im, record.MakeBatchID(w.im.ID, n)) })
 		}
-		return nil
 	})
-	err := consume(ctx, im, queue, stop, f)
-	if errWait := g.Wait(); err == nil || errors.Is(err, context.Canceled) && errWait != nil {
-		err = errWait
+	err := w.consume()
+	if err == nil {
+		err = ctx.Err()
 	}
+	cancel()
+	reads.Wait()
 	return err
 }
 
-// consume hands the batches on in order. An unfinished or aborted import has
-// gaps; store.ImportWindow of them in a row are its end.
-func consume(ctx context.Context, im store.Import, queue <-chan chan place, stop chan struct{}, f func(Item) error) (err error) {
-	missing := 0
-	stopped := false
-	for slot := range queue {
+// consume hands the batches on in order, up to the first error.
+func (w *walk) consume() error {
+	end := tail{im: w.im, fewest: w.im.BatchSize}
+	n := 0
+	for slot := range w.queue {
 		p := <-slot
+		var err error
 		switch {
-		case err != nil || stopped || ctx.Err() != nil: // drain
+		case p.err != nil:
+			err = p.err
 		case p.found:
-			missing = 0
-			err = f(p.item)
-		case im.State == store.ImportDone:
-			err = fmt.Errorf("a batch of import %s is missing, although the import is done: %w", im.ID, store.ErrNotFound)
-		default:
-			missing++
+			end.found(p.item.Batch.Count)
+			err = w.f(p.item)
+		case w.im.State == store.ImportDone:
+			err = w.missing(record.MakeBatchID(w.im.ID, n))
+		case end.reached(n):
+			return nil
 		}
-		if !stopped && (err != nil || missing > store.ImportWindow) {
-			stopped = true
-			close(stop)
+		if err != nil {
+			return err
 		}
+		n++
 	}
-	return err
+	return nil
+}
+
+// tail finds the end of an import that is not DONE, whose number of batches
+// nobody wrote down. An open one has gaps of less than store.ImportWindow. An
+// aborted one keeps what was claimed, however far apart, so its end is where its
+// records would all have found a place in batches like those that are there.
+type tail struct {
+	im     store.Import
+	fewest int // records in one batch that is not the last
+	last   int // records of the newest batch found, 0 before the first
+	gap    int
+}
+
+func (t *tail) found(count int) {
+	if t.last > 0 {
+		t.fewest = min(t.fewest, t.last) // another one came after it
+	}
+	t.last, t.gap = count, 0
+}
+
+// reached reports whether after the missing batch n no other can be.
+func (t *tail) reached(n int) bool {
+	t.gap++
+	if t.gap <= store.ImportWindow {
+		return false
+	}
+	return t.im.State != store.ImportAborted || n >= t.im.Records/max(t.fewest, 1)
 }
 
 // read fetches one batch. Only a failing store is an error; what is wrong with
 // the batch itself is its Problem.
-func read(ctx context.Context, s Store, keys *keyCache, id record.BatchID) (place, error) {
+func read(ctx context.Context, s Store, keys *keyCache, im store.Import, id record.BatchID) place {
 	b, err := s.Batch(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return place{}, nil
+		return place{}
 	}
 	if err != nil {
-		return place{}, fmt.Errorf("read batch %s: %w", id, err)
+		return place{err: fmt.Errorf("read batch %s: %w", id, err)}
+	}
+	var problems []error
+	if b.ID != id || b.ImportID != im.ID || b.Kind != im.Kind || b.Pool != im.Pool || !im.KeyID.IsZero() && b.KeyID != im.KeyID {
+		problems = append(problems, fmt.Errorf("batch %s is not as its import asked for it", id))
+		b.ID = id
 	}
 	it := Item{Batch: b}
-	var payload, result []byte
-	var problems [readAlone]error
+	parts, err := it.fetch(ctx, s, keys)
+	if err != nil {
+		return place{err: err}
+	}
+	problems = append(problems, parts.problems[:]...)
+	it.Problem = errors.Join(append(problems, it.decode(parts))...)
+	return place{item: it, found: true}
+}
+
+// parts of a batch as the store has them.
+type parts struct {
+	payload, result []byte
+	problems        [readAlone]error // missing or malformed
+}
+
+// fetch reads what belongs to the control item, side by side.
+func (it *Item) fetch(ctx context.Context, s Store, keys *keyCache) (*parts, error) {
+	b, p := &it.Batch, &parts{}
 	g, ctx := errgroup.WithContext(ctx)
 	fetch := func(i int, what string, get func() error) {
 		g.Go(func() error {
 			err := get()
-			if errors.Is(err, store.ErrNotFound) {
-				problems[i] = fmt.Errorf("the %s of batch %s is missing", what, id)
-				return nil
-			}
-			if errors.Is(err, sealed.ErrMalformed) { // edited: a finding about this batch, not the end of the walk
-				problems[i] = fmt.Errorf("the %s of batch %s: %w", what, id, err)
-				return nil
-			}
-			if err != nil {
-				return fmt.Errorf("read the %s of batch %s: %w", what, id, err)
+			switch {
+			case errors.Is(err, store.ErrNotFound):
+				p.problems[i] = fmt.Errorf("the %s of batch %s is missing", what, b.ID)
+			case errors.Is(err, errKey):
+				p.problems[i] = fmt.Errorf("the %s of batch %s: %w", what, b.ID, err)
+			case err != nil:
+				return fmt.Errorf("read the %s of batch %s: %w", what, b.ID, err)
 			}
 			return nil
 		})
 	}
-	fetch(0, "payload", func() (err error) { payload, err = s.Payload(ctx, id); return err })
+	fetch(0, "payload", func() (err error) { p.payload, err = s.Payload(ctx, b.ID); return err })
 	if b.State == record.Signed {
-		fetch(1, "result", func() (err error) { result, err = s.Result(ctx, id); return err })
+		fetch(1, "result", func() (err error) { p.result, err = s.Result(ctx, b.ID); return err })
 	}
 	if !b.KeyID.IsZero() {
-		fetch(2, "key", func() (err error) { it.Key, err = keys.get(ctx, b.KeyID); return err })
+		fetch(2, "key", func() (err error) {
+			it.Key, err = keys.get(ctx, b.KeyID)
+			if errors.Is(err, store.ErrNotFound) {
+				return nil // a lost key is no problem of what it did not sign
+			}
+			return err
+		})
 	}
 	if b.Receipt.Seq != 0 {
 		fetch(3, "receipt", func() error {
@@ -196,31 +275,35 @@ func read(ctx context.Context, s Store, keys *keyCache, id record.BatchID) (plac
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return place{}, err
-	}
-	if b.State == record.Signed && b.Refused == b.Count {
-		problems[2] = nil // a lost key is why they were refused
-	}
-	it.Problem = errors.Join(append(problems[:], it.decode(payload, result))...)
-	return place{item: it, found: true}, nil
+	return p, g.Wait() //nolint:wrapcheck // wrapped above
 }
 
-// decode fills Records and Outcomes, so that each has Batch.Count places or is nil.
-func (it *Item) decode(payload, result []byte) error {
-	if payload != nil {
-		rs, err := record.DecodePayload(payload)
+// decode fills Records and Outcomes, so that each has Batch.Count places or is
+// nil, and a signature comes with its key.
+func (it *Item) decode(p *parts) error {
+	if p.payload != nil {
+		rs, err := record.DecodePayload(p.payload)
 		if err != nil || len(rs) != it.Batch.Count {
 			return fmt.Errorf("the payload of batch %s is malformed: %w", it.Batch.ID, record.ErrSegment)
 		}
 		it.Records = rs
 	}
-	if result != nil {
-		_, out, err := record.DecodeResult(result)
-		if err != nil || len(out) != it.Batch.Count {
-			return fmt.Errorf("the result of batch %s is malformed: %w", it.Batch.ID, record.ErrSegment)
-		}
-		it.Outcomes = out
+	if p.result == nil {
+		return nil
+	}
+	sigLen, out, err := record.DecodeResult(p.result)
+	if err != nil || len(out) != it.Batch.Count {
+		return fmt.Errorf("the result of batch %s is malformed: %w", it.Batch.ID, record.ErrSegment)
+	}
+	it.Outcomes = out
+	if !slices.ContainsFunc(out, func(o record.Outcome) bool { return o.Refusal == "" }) {
+		return nil
+	}
+	if it.Key == nil {
+		return fmt.Errorf("the key that signed batch %s is missing", it.Batch.ID)
+	}
+	if sigLen != it.Key.Algorithm.SignatureLen() {
+		return fmt.Errorf("the result of batch %s is not of its key's algorithm: %w", it.Batch.ID, record.ErrSegment)
 	}
 	return nil
 }

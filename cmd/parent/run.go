@@ -62,13 +62,16 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 // DynamoDB that does not answer now may do so later.
 func openStore(ctx context.Context, o *options, parsed *config.Config, log *slog.Logger) (store.Store, error) {
 	var load []func(*awsconfig.LoadOptions) error
-	load = append(load, awsconfig.WithHTTPClient(awshttp.New(awshttp.Options{MaxIdleConnsPerHost: 4 * o.workers * len(o.cids)})))
 	if o.region != "" {
 		load = append(load, awsconfig.WithRegion(o.region))
 	}
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, load...)
 	if err != nil {
 		return nil, fmt.Errorf("read the AWS configuration: %w", err)
+	}
+	// Where the environment names further roots, only the SDK's own client trusts them.
+	if os.Getenv("AWS_CA_BUNDLE") == "" {
+		cfg.HTTPClient = awshttp.New(awshttp.Options{MaxIdleConnsPerHost: 4 * o.workers * len(o.cids)})
 	}
 	if cfg.Region == "" {
 		cfg.Region = regionOf(parsed.KMSKeyARN)

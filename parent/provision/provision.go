@@ -26,6 +26,7 @@ type Enclave interface {
 	CreateKeyring(ctx context.Context) (*wire.CreateKeyringReply, error)
 	Load(ctx context.Context, req *wire.Load) (*wire.LoadReply, error)
 	AddKeys(ctx context.Context, req *wire.AddKeys) (*wire.AddKeysReply, error)
+	Receipts(ctx context.Context, req *wire.Receipts) (*wire.ReceiptsReply, error)
 }
 
 // Store is where headers, keys and receipts go.
@@ -53,7 +54,8 @@ type Summary struct {
 }
 
 // Run makes sure that the config's keyring exists and holds Count keys. The same
-// call again makes what is missing, so a run that died is continued by it.
+// call again makes what is missing, so a run that died is continued by it. Runs
+// side by side do not see each other's keys and may make Count each.
 func Run(ctx context.Context, e Enclave, s Store, cfg *config.Config, o Options) (sum Summary, err error) {
 	if record.CheckPool(o.Pool) != nil || o.Count < 0 || o.Algorithm.SignatureLen() == 0 {
 		return sum, fmt.Errorf("provision keys: pool, algorithm or count: %w", refusal.UsageWrong)
@@ -71,14 +73,17 @@ func Run(ctx context.Context, e Enclave, s Store, cfg *config.Config, o Options)
 	if sum.Had, err = count(ctx, s, sum.KeyringID, o); err != nil {
 		return sum, err
 	}
+	if err := settle(ctx, e, s, []wire.LaneSeq{}); err != nil {
+		return sum, err
+	}
 	atOnce := wire.MaxAddKeys
 	if o.Algorithm == record.RSA2048 {
 		atOnce = rsaAtOnce
 	}
-	var acked uint64
+	var last store.ReceiptRef
 	for sum.Had+sum.Made < o.Count {
 		n := min(atOnce, o.Count-sum.Had-sum.Made)
-		if acked, err = add(ctx, e, s, sum.KeyringID, o, n, acked); err != nil {
+		if last, err = add(ctx, e, s, h, o, n, last.Seq); err != nil {
 			return sum, err
 		}
 		sum.Made += n
@@ -86,7 +91,37 @@ func Run(ctx context.Context, e Enclave, s Store, cfg *config.Config, o Options)
 			o.Progress(sum.Had+sum.Made, o.Count)
 		}
 	}
-	return sum, nil
+	if sum.Made == 0 {
+		return sum, nil
+	}
+	return sum, settle(ctx, e, s, []wire.LaneSeq{{Lane: last.Lane, Seq: last.Seq}})
+}
+
+// settle acknowledges what is stored, and stores and acknowledges whatever else
+// waits in the enclave: a run that died between an answer and its receipt would
+// leave a gap in its lane, and nobody could tell that from a theft.
+func settle(ctx context.Context, e Enclave, s Store, stored []wire.LaneSeq) error {
+	for {
+		reply, err := e.Receipts(ctx, &wire.Receipts{Ack: stored})
+		if err != nil {
+			return fmt.Errorf("fetch the receipts that wait: %w", err)
+		}
+		if len(reply.Receipts) == 0 {
+			return nil
+		}
+		stored = stored[:0]
+		for _, raw := range reply.Receipts {
+			r, err := readReceipt(raw)
+			if err != nil {
+				return err
+			}
+			ref := refOf(r)
+			if err := s.PutReceipt(ctx, store.Receipt{Ref: ref, Signed: raw}); err != nil {
+				return fmt.Errorf("store a receipt that waited: %w", err)
+			}
+			stored = append(stored, wire.LaneSeq{Lane: ref.Lane, Seq: ref.Seq})
+		}
+	}
 }
 
 // keyring returns the stored header, which the enclave then has open, or that of
@@ -105,6 +140,9 @@ func keyring(ctx context.Context, e Enclave, s Store, id string) (header []byte,
 	reply, err := e.CreateKeyring(ctx)
 	if err != nil {
 		return nil, false, fmt.Errorf("create keyring %s: %w", id, err)
+	}
+	if h, err := sealed.DecodeHeader(reply.Header); err != nil || h.ID() != id {
+		return nil, false, fmt.Errorf("create keyring %s: the enclave made another: %w", id, refusal.KeyringInvalid)
 	}
 	err = s.PutKeyring(ctx, id, reply.Header)
 	if errors.Is(err, store.ErrDiffers) {
@@ -138,42 +176,55 @@ func count(ctx context.Context, s Store, keyringID string, o Options) (n int, er
 	return n, nil
 }
 
-// add makes n keys, stores their receipt and then the keys, and returns the seq
-// of the receipt. Keys whose answer was lost were never stored and sign nothing.
-func add(ctx context.Context, e Enclave, s Store, keyringID string, o Options, n int, acked uint64) (uint64, error) {
+// add makes n keys, stores their receipt and then the keys, and returns where
+// the receipt is. Keys whose answer was lost were never stored and sign nothing.
+func add(ctx context.Context, e Enclave, s Store, h *sealed.Header, o Options, n int, acked uint64) (ref store.ReceiptRef, err error) {
 	reply, err := e.AddKeys(ctx, &wire.AddKeys{Algorithm: o.Algorithm, Policy: o.Policy, Count: uint32(n), Ack: acked}) //nolint:gosec // at most wire.MaxAddKeys
 	if err != nil {
-		return 0, fmt.Errorf("make %d keys: %w", n, err)
+		return ref, fmt.Errorf("make %d keys: %w", n, err)
 	}
-	ref, err := receiptRef(reply.Receipt)
+	r, err := readReceipt(reply.Receipt)
 	if err != nil {
-		return 0, err
-	}
-	if err := s.PutReceipt(ctx, store.Receipt{Ref: ref, Signed: reply.Receipt}); err != nil {
-		return 0, fmt.Errorf("store the receipt of %d new keys: %w", n, err)
+		return ref, err
 	}
 	keys := make([]store.Key, 0, len(reply.Keys))
 	for _, b := range reply.Keys {
 		entry, err := sealed.DecodeEntry(b)
 		if err != nil {
-			return 0, fmt.Errorf("a new key: %w", err)
+			return ref, fmt.Errorf("a new key: %w", err)
 		}
-		keys = append(keys, store.Key{ID: entry.Public.KeyID, Keyring: keyringID, Pool: o.Pool, Sealed: b})
+		if p := &entry.Public; p.Algorithm != o.Algorithm || p.Policy != o.Policy || p.Fingerprint != h.Fingerprint() {
+			return ref, fmt.Errorf("a new key is not the one that was asked for: %w", refusal.SealedInvalid)
+		}
+		keys = append(keys, store.Key{ID: entry.Public.KeyID, Keyring: h.ID(), Pool: o.Pool, Sealed: b})
+	}
+	if len(keys) != n || r.Subject != receipt.SubjectKeys || int(r.Count) != n || r.ResultRoot != receipt.KeysRoot(reply.Keys) {
+		return ref, fmt.Errorf("%d new keys and their receipt do not belong together: %w", n, refusal.ReceiptInvalid)
+	}
+	ref = refOf(r)
+	if err := s.PutReceipt(ctx, store.Receipt{Ref: ref, Signed: reply.Receipt}); err != nil {
+		return ref, fmt.Errorf("store the receipt of %d new keys: %w", n, err)
 	}
 	if err := s.PutKeys(ctx, keys); err != nil {
-		return 0, fmt.Errorf("store %d new keys: %w", n, err)
+		return ref, fmt.Errorf("store %d new keys: %w", n, err)
 	}
-	return ref.Seq, nil
+	return ref, nil
 }
 
-func receiptRef(signed []byte) (store.ReceiptRef, error) {
+// readReceipt takes a receipt apart. Whoever made the keys need not be convinced
+// by it; its signature is for those who read the archive.
+func readReceipt(signed []byte) (*receipt.Receipt, error) {
 	outer, err := receipt.Decode[receipt.Signed](signed)
 	if err != nil {
-		return store.ReceiptRef{}, fmt.Errorf("the receipt of new keys: %w", err)
+		return nil, fmt.Errorf("a receipt of the enclave: %w: %w", refusal.ReceiptInvalid, err)
 	}
 	r, err := receipt.Decode[receipt.Receipt](outer.Body)
 	if err != nil {
-		return store.ReceiptRef{}, fmt.Errorf("the receipt of new keys: %w", err)
+		return nil, fmt.Errorf("a receipt of the enclave: %w: %w", refusal.ReceiptInvalid, err)
 	}
-	return store.ReceiptRef{BootID: r.BootID, Lane: r.Lane, Seq: r.Seq}, nil
+	return r, nil
+}
+
+func refOf(r *receipt.Receipt) store.ReceiptRef {
+	return store.ReceiptRef{BootID: r.BootID, Lane: r.Lane, Seq: r.Seq}
 }

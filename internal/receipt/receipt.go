@@ -11,8 +11,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
+	"github.com/keyhold/keyhold/internal/canonical"
 	"github.com/keyhold/keyhold/internal/record"
 )
 
@@ -126,25 +125,8 @@ type Signed struct {
 	Signature []byte `cbor:"signature"`
 }
 
-//nolint:gochecknoglobals // immutable codecs
-var (
-	enc = must(cbor.CoreDetEncOptions().EncMode())
-	dec = must(cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, MaxNestedLevels: 4,
-		MaxArrayElements: 4096, FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic("receipt: " + err.Error())
-	}
-	return v
-}
-
 // Encode returns the canonical CBOR of a Statement, Receipt, Heads or Signed.
-func Encode[T Statement | Receipt | Heads | Signed](v *T) []byte { return must(enc.Marshal(v)) }
+func Encode[T Statement | Receipt | Heads | Signed](v *T) []byte { return canonical.Encode(v) }
 
 // Decode reads what Encode wrote and nothing else. It verifies nothing.
 func Decode[T Statement | Receipt | Heads | Signed](b []byte) (*T, error) {
@@ -152,11 +134,8 @@ func Decode[T Statement | Receipt | Heads | Signed](b []byte) (*T, error) {
 		return nil, fmt.Errorf("%w: longer than %d bytes", ErrMalformed, MaxLen)
 	}
 	v := new(T)
-	if err := dec.Unmarshal(b, v); err != nil {
-		return nil, ErrMalformed
-	}
-	if again, err := enc.Marshal(v); err != nil || !bytes.Equal(again, b) { //nolint:forbidigo // public bytes
-		return nil, fmt.Errorf("%w: not canonical", ErrMalformed)
+	if err := canonical.Decode(b, v); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return v, nil
 }

@@ -3,13 +3,11 @@
 package sealed
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
+	"github.com/keyhold/keyhold/internal/canonical"
 	"github.com/keyhold/keyhold/internal/record"
 )
 
@@ -83,31 +81,14 @@ func KeyID(a record.Algorithm, public []byte) record.KeyID {
 	return sha256.Sum256(append(b, public...))
 }
 
-//nolint:gochecknoglobals // immutable codecs
-var (
-	enc = must(cbor.CoreDetEncOptions().EncMode())
-	dec = must(cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, MaxNestedLevels: 4,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic("sealed: " + err.Error())
-	}
-	return v
-}
-
 // AAD returns the canonical CBOR of p.
-func (p *Public) AAD() []byte { return must(enc.Marshal(p)) }
+func (p *Public) AAD() []byte { return canonical.Encode(p) }
 
 // EncodeHeader returns the canonical CBOR of h.
-func EncodeHeader(h *Header) []byte { return must(enc.Marshal(h)) }
+func EncodeHeader(h *Header) []byte { return canonical.Encode(h) }
 
 // EncodeEntry returns the canonical CBOR of e.
-func EncodeEntry(e *Entry) []byte { return must(enc.Marshal(e)) }
+func EncodeEntry(e *Entry) []byte { return canonical.Encode(e) }
 
 // DecodeHeader reads what EncodeHeader wrote and nothing else.
 func DecodeHeader(b []byte) (*Header, error) {
@@ -141,11 +122,8 @@ func decode(b []byte, limit int, v any) error {
 	if len(b) > limit {
 		return fmt.Errorf("%w: longer than %d bytes", ErrMalformed, limit)
 	}
-	if err := dec.Unmarshal(b, v); err != nil {
-		return ErrMalformed
-	}
-	if again, err := enc.Marshal(v); err != nil || !bytes.Equal(again, b) { //nolint:forbidigo // public bytes
-		return fmt.Errorf("%w: not canonical", ErrMalformed)
+	if err := canonical.Decode(b, v); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,24 +10,24 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/keyhold/keyhold/internal/canonical"
 	"github.com/keyhold/keyhold/internal/refusal"
 )
 
 // Limits and constants of the protocol.
 const (
-	Version      = 1
-	MaxFrame     = 1 << 20 // bytes after the length prefix
-	MaxInFlight  = 2       // requests on one connection that are not answered yet
-	MaxUnacked   = 2       // receipts of one lane that are not acknowledged yet
-	MaxNonce     = 64      // bytes of a challenge's nonce
-	MaxAddKeys   = 500     // keys made by one add_keys
-	MaxLoadKeys  = 500     // sealed keys in one load; RSA entries of 2 KB fit the frame
-	EnclavePort  = 5000    // vsock port the enclave listens on
-	KMSPort      = 8443    // vsock port of the parent that forwards to KMS
-	CredsPort    = 8444    // vsock port of the parent that serves credentials
-	ParentCID    = 3       // context id of the parent instance
-	headerLen    = 4
-	maxCBORDepth = 8
+	Version     = 1
+	MaxFrame    = 1 << 20 // bytes after the length prefix
+	MaxInFlight = 2       // requests on one connection that are not answered yet
+	MaxUnacked  = 2       // receipts of one lane that are not acknowledged yet
+	MaxNonce    = 64      // bytes of a challenge's nonce
+	MaxAddKeys  = 500     // keys made by one add_keys
+	MaxLoadKeys = 500     // sealed keys in one load; RSA entries of 2 KB fit the frame
+	EnclavePort = 5000    // vsock port the enclave listens on
+	KMSPort     = 8443    // vsock port of the parent that forwards to KMS
+	CredsPort   = 8444    // vsock port of the parent that serves credentials
+	ParentCID   = 3       // context id of the parent instance
+	headerLen   = 4
 )
 
 // Type names a message.
@@ -59,34 +58,10 @@ type Message struct {
 	Body cbor.RawMessage `cbor:"body"`
 }
 
-//nolint:gochecknoglobals // immutable codecs
-var (
-	enc = must(cbor.CoreDetEncOptions().EncMode())
-	dec = must(cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, MaxNestedLevels: maxCBORDepth,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic("wire: " + err.Error())
-	}
-	return v
-}
-
 // Encode returns the payload of a frame: the canonical CBOR of a message with
 // that body. It fails with refusal.TooLarge where the frame would pass MaxFrame.
 func Encode(id uint64, t Type, body any) ([]byte, error) {
-	raw, err := enc.Marshal(body)
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", t, err)
-	}
-	b, err := enc.Marshal(&Message{V: Version, ID: id, Type: t, Body: raw})
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", t, err)
-	}
+	b := canonical.Encode(&Message{V: Version, ID: id, Type: t, Body: canonical.Encode(body)})
 	if len(b) > MaxFrame {
 		return nil, fmt.Errorf("encode %s: %w", t, refusal.TooLarge)
 	}
@@ -109,13 +84,8 @@ func Decode(b []byte) (*Message, error) {
 // type.
 func DecodeBody(m *Message, v any) error { return strict(m.Body, v) }
 
-// strict accepts only the canonical encoding of v.
 func strict(b []byte, v any) error {
-	if err := dec.Unmarshal(b, v); err != nil {
-		return refusal.BadMessage
-	}
-	again, err := enc.Marshal(v)
-	if err != nil || !bytes.Equal(again, b) { //nolint:forbidigo // no secret: canonical form
+	if canonical.Decode(b, v) != nil {
 		return refusal.BadMessage
 	}
 	return nil

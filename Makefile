@@ -45,7 +45,7 @@ test: tools ## vet, run the whole test suite, then the concurrent packages under
 	KEYHOLD_REQUIRE_SERVICES=1 go test -race -short -timeout 5m $(RACE_PKGS)
 
 .PHONY: bench
-bench: tools ## measure the ratios of docs/performance.md
+bench: tools build ## measure the ratios of docs/performance.md
 	go run ./internal/bench
 
 .PHONY: lint

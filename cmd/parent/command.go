@@ -120,7 +120,7 @@ func command(log *slog.Logger) *cobra.Command {
 	f.StringSliceVar(&o.measurements, "measurements", nil, "wanted image: JSON `file` that nitro-cli build-enclave printed; repeat while rolling")
 	f.StringSliceVar(&o.pcr0, "pcr0", nil, "wanted image: its PCR0 in `hex`; repeat while rolling")
 	f.StringVar(&o.region, "region", "", "AWS `region` of the tables (default: that of the environment, else that of the KMS key)")
-	f.StringVar(&o.tablePrefix, "table-prefix", "", "prefix of the table names")
+	f.StringVar(&o.tablePrefix, "table-prefix", "keyhold-", "start of all table names")
 	f.IntVar(&o.workers, "workers", parent.DefaultWorkers, "connections to each enclave, two batches in flight on each")
 	f.DurationVar(&o.lease, "lease", 0, "how long a claim holds (default: lease.max_ms of the config file)")
 	f.StringVar(&o.listen, "listen", defaultListen, "loopback `address` of /metrics, /healthz and /readyz; empty for none")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -23,12 +24,15 @@ import (
 	"github.com/keyhold/keyhold/parent/export"
 	"github.com/keyhold/keyhold/parent/intake"
 	"github.com/keyhold/keyhold/parent/provision"
+	"github.com/keyhold/keyhold/parent/signclient"
 	"github.com/keyhold/keyhold/parent/store"
 )
 
 const (
 	importID    = record.ImportID("run")
 	payloadSize = 100 // bytes of each random record
+
+	keyAttempts = 600 // of making keys, restartFirst apart: an enclave and a parent start in a moment
 )
 
 // runFlags of keyhold-local run.
@@ -212,30 +216,69 @@ func provisionKeys(ctx context.Context, s *stack, a record.Algorithm, count int,
 		return err
 	}
 	s.startParents() //nolint:contextcheck // processes end with the stack
-	c, err := s.connect(ctx, 0)
-	if err != nil {
-		return err
+	bar := cli.NewProgress(stderr, "keys", count)
+	defer bar.Finish()
+	opts := provision.Options{
+		Algorithm: a, Policy: policyName, Pool: poolName, Count: count,
+		Progress: func(done, _ int) { bar.Set(done) },
 	}
-	defer c.Close()
-	for { // a parent configures the enclave first
-		_, err = c.Status(ctx)
-		if err != nil {
-			return fmt.Errorf("ask the enclave: %w", err)
+	for failures := 1; ; failures++ {
+		err := makeKeys(ctx, s, opts)
+		if err == nil {
+			return s.stopParents()
 		}
-		bar := cli.NewProgress(stderr, "keys", count)
-		_, err = provision.Run(ctx, c, s.store, s.config, provision.Options{
-			Algorithm: a, Policy: policyName, Pool: poolName, Count: count,
-			Progress: func(done, _ int) { bar.Set(done) },
-		})
-		if !errors.Is(err, refusal.NotConfigured) && !errors.Is(err, refusal.KMSUnreachable) && !errors.Is(err, refusal.KMSCredentials) {
-			bar.Finish()
-			break
+		if !passes(err) || failures == keyAttempts {
+			return err
 		}
+		s.log.WarnContext(ctx, "keys not made yet", slog.Any("error", err))
 		if err := pause(ctx, restartFirst); err != nil {
 			return err
 		}
 	}
-	return errors.Join(err, s.stopParents())
+}
+
+// passes: a parent has not configured the enclave yet, KMS is not reached yet, or
+// the enclave was started again in between.
+func passes(err error) bool {
+	for _, e := range []error{
+		refusal.NotConfigured, refusal.NoKeyring, refusal.KMSUnreachable, refusal.KMSThrottled, refusal.KMSCredentials, signclient.ErrLost,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// makeKeys makes the keyring first and keeps what the boot says of itself, so that
+// the receipt of every key can be verified, whatever ends the enclave afterwards.
+func makeKeys(ctx context.Context, s *stack, opts provision.Options) error {
+	ring := opts
+	ring.Count, ring.Progress = 0, nil
+	first, err := s.connect(ctx, 0)
+	if err != nil {
+		return err
+	}
+	_, err = provision.Run(ctx, first, s.store, s.config, ring)
+	first.Close()
+	if err != nil {
+		return err
+	}
+	second, err := s.connect(ctx, 0) // whose hello has the boot statement
+	if err != nil {
+		return err
+	}
+	defer second.Close()
+	h := second.Hello()
+	if len(h.Document) == 0 {
+		return fmt.Errorf("enclave 0 was started again: %w", refusal.NoKeyring)
+	}
+	err = s.store.PutBoot(ctx, store.Boot{ID: h.BootID, Document: h.Document, Statement: h.Statement, SeenAt: time.Now()})
+	if err != nil {
+		return fmt.Errorf("keep boot %s: %w", h.BootID, err)
+	}
+	_, err = provision.Run(ctx, second, s.store, s.config, opts)
+	return err
 }
 
 func countKeys(ctx context.Context, s *stack) (n int, err error) {

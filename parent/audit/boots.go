@@ -7,42 +7,50 @@ import (
 	"fmt"
 
 	"github.com/keyhold/keyhold/attestation"
+	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/store"
 )
 
-// maxLanes is how many lanes a boot can have: the enclave's cap on connections
-// stays far below it.
+// maxLanes is how many lanes a boot can have: an enclave has at most 900, twice
+// its cap on connections.
 const maxLanes = 1024
 
 // emptyLanes in a row end the search: connections that never signed leave empty
-// lanes between others.
+// lanes between others. A batch leads to a lane behind more of them, and a lane
+// that nothing leads to could as well have been withheld whole.
 const emptyLanes = 32
 
 // boot is a verified boot. public is nil where it does not verify.
 type boot struct {
 	public    ed25519.PublicKey
 	statement *receipt.Statement
+	config    *config.Config // of Options.Configs, nil where there are none
 }
 
-// walkBoots verifies every boot and the lanes of each.
+// walkBoots verifies every boot that it has not seen yet.
 func (a *auditor) walkBoots(ctx context.Context) error {
 	all, err := a.s.Boots(ctx)
 	if err != nil {
 		return fmt.Errorf("list the boots: %w", err)
 	}
 	for _, b := range all {
+		if a.boots[b.ID] != nil {
+			continue
+		}
 		v, err := verifyBoot(b, a.o.Root, a.o.Images)
+		if err == nil && len(a.configs) > 0 {
+			if v.config = a.configs[v.statement.ConfigHash]; v.config == nil {
+				v, err = &boot{}, errors.New("its config is none of the wanted ones")
+			}
+		}
 		a.boots[b.ID] = v
 		if err != nil {
 			a.problem("boot %s: %v", b.ID, err)
 			continue
 		}
 		a.r.Boots++
-		if err := a.walkLanes(ctx, b.ID, v.public); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -69,10 +77,10 @@ func verifyBoot(b store.Boot, root attestation.Root, images []attestation.Image)
 	return &boot{public: doc.PublicKey, statement: st}, nil
 }
 
-func (a *auditor) walkLanes(ctx context.Context, id record.BootID, public ed25519.PublicKey) error {
+func (a *auditor) walkLanes(ctx context.Context, id record.BootID) error {
 	empty := 0
 	for lane := uint32(0); lane < maxLanes && empty < emptyLanes; lane++ {
-		n, err := a.walkLane(ctx, id, lane, public)
+		n, err := a.walkLane(ctx, laneOf{id, lane})
 		if err != nil {
 			return err
 		}
@@ -87,32 +95,38 @@ func (a *auditor) walkLanes(ctx context.Context, id record.BootID, public ed2551
 
 // walkLane checks signature, sequence and chain of one lane from its first
 // receipt on, and that no batch was signed as two things.
-func (a *auditor) walkLane(ctx context.Context, id record.BootID, lane uint32, public ed25519.PublicKey) (n int, err error) {
+func (a *auditor) walkLane(ctx context.Context, at laneOf) (n int, err error) {
+	a.walked[at] = true
+	b := a.boots[at.boot]
 	var seq uint64
 	var prev [32]byte
-	err = a.s.Receipts(ctx, id, lane, 1, func(stored store.Receipt) error {
+	err = a.s.Receipts(ctx, at.boot, at.lane, 1, func(stored store.Receipt) error {
 		n++
-		where := fmt.Sprintf("receipt %d of lane %d of boot %s", stored.Ref.Seq, lane, id)
-		if stored.Ref.Seq != seq+1 {
+		where := fmt.Sprintf("receipt %d of lane %d of boot %s", stored.Ref.Seq, at.lane, at.boot)
+		gap := stored.Ref.Seq != seq+1
+		if gap { // the chain goes on after it; the gap itself is the finding
 			a.problem("%s: the receipts before it are missing from %d on", where, seq+1)
-			prev = [32]byte{} // the chain goes on after the gap; the gap itself is the finding
 		}
-		r, err := receipt.OpenReceipt(public, stored.Signed)
+		r, err := receipt.OpenReceipt(b.public, stored.Signed)
 		switch {
 		case err != nil:
 			a.problem("%s: %v", where, err)
-		case r.Lane != lane || r.Seq != stored.Ref.Seq:
+		case r.Lane != at.lane || r.Seq != stored.Ref.Seq:
 			a.problem("%s: it belongs to another place", where)
-		case r.Prev != prev && stored.Ref.Seq == seq+1:
+		case r.Prev != prev && !gap:
 			a.problem("%s: it does not follow the one before it", where)
 		case r.Subject == receipt.SubjectBatch:
 			a.sameAsBefore(where, r)
+		case r.Subject == receipt.SubjectKeys:
+			a.made[kindOfKey{b.statement.Fingerprint, r.Algorithm, r.PolicyHash}] += int(r.Count)
+		default:
+			a.problem("%s: it is about nothing known", where)
 		}
 		seq, prev = stored.Ref.Seq, receipt.ChainHash(stored.Signed)
 		return nil
 	})
 	if err != nil {
-		return n, fmt.Errorf("read lane %d of boot %s: %w", lane, id, err)
+		return n, fmt.Errorf("read lane %d of boot %s: %w", at.lane, at.boot, err)
 	}
 	return n, nil
 }
@@ -120,10 +134,12 @@ func (a *auditor) walkLane(ctx context.Context, id record.BootID, lane uint32, p
 // sameAsBefore finds two receipts for one batch with another key or payload:
 // somebody cheated.
 func (a *auditor) sameAsBefore(where string, r *receipt.Receipt) {
-	now := claimOf{key: r.KeyID, root: r.PayloadRoot}
-	was, ok := a.seen[r.BatchID]
-	if ok && was != now {
+	was := a.seen[r.BatchID]
+	if was == nil {
+		a.seen[r.BatchID] = &claimOf{key: r.KeyID, root: r.PayloadRoot}
+		return
+	}
+	if was.key != r.KeyID || was.root != r.PayloadRoot {
 		a.problem("%s: batch %s was signed with two keys or as two payloads", where, r.BatchID)
 	}
-	a.seen[r.BatchID] = now
 }

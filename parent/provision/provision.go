@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
@@ -29,10 +30,11 @@ type Enclave interface {
 	Receipts(ctx context.Context, req *wire.Receipts) (*wire.ReceiptsReply, error)
 }
 
-// Store is where headers, keys and receipts go.
+// Store is where headers, keys, receipts and what vouches for them go.
 type Store interface {
 	store.Keyrings
 	PutReceipt(ctx context.Context, r store.Receipt) error
+	PutBoot(ctx context.Context, b store.Boot) error
 }
 
 // Options of one run.
@@ -42,6 +44,7 @@ type Options struct {
 	Pool      string
 	Count     int                   // keys of this algorithm, policy and pool that there shall be in the end
 	Progress  func(done, total int) // may be nil
+	Now       func() time.Time      // when the boot was seen; nil is time.Now
 }
 
 // Summary says what there is.
@@ -61,16 +64,19 @@ func Run(ctx context.Context, e Enclave, s Store, cfg *config.Config, o Options)
 		return sum, fmt.Errorf("provision keys: pool, algorithm or count: %w", refusal.UsageWrong)
 	}
 	sum.KeyringID = sealed.KeyringID(cfg.Keyring, cfg.SealEpoch)
-	header, created, err := keyring(ctx, e, s, sum.KeyringID)
+	b, err := keyring(ctx, e, s, sum.KeyringID)
 	if err != nil {
 		return sum, err
 	}
-	h, err := sealed.DecodeHeader(header)
+	h, err := sealed.DecodeHeader(b.header)
 	if err != nil {
 		return sum, fmt.Errorf("keyring %s: %w", sum.KeyringID, err)
 	}
-	sum.Created, sum.Fingerprint = created, h.Fingerprint()
+	sum.Created, sum.Fingerprint = b.created, h.Fingerprint()
 	if sum.Had, err = count(ctx, s, sum.KeyringID, o); err != nil {
+		return sum, err
+	}
+	if err := keepBoot(ctx, s, b, o.Now); err != nil {
 		return sum, err
 	}
 	if err := settle(ctx, e, s, []wire.LaneSeq{}); err != nil {
@@ -124,34 +130,58 @@ func settle(ctx context.Context, e Enclave, s Store, stored []wire.LaneSeq) erro
 	}
 }
 
-// keyring returns the stored header, which the enclave then has open, or that of
-// a new keyring.
-func keyring(ctx context.Context, e Enclave, s Store, id string) (header []byte, created bool, err error) {
-	header, err = s.Keyring(ctx, id)
+// opened is a boot with its keyring.
+type opened struct {
+	header              []byte
+	created             bool // the keyring is new
+	document, statement []byte
+}
+
+// keyring has the enclave open the stored keyring, or a new one.
+func keyring(ctx context.Context, e Enclave, s Store, id string) (*opened, error) {
+	header, err := s.Keyring(ctx, id)
 	if err == nil {
-		if _, err := e.Load(ctx, &wire.Load{Header: header, Keys: [][]byte{}}); err != nil {
-			return nil, false, fmt.Errorf("open keyring %s: %w", id, err)
+		reply, err := e.Load(ctx, &wire.Load{Header: header, Keys: [][]byte{}})
+		if err != nil {
+			return nil, fmt.Errorf("open keyring %s: %w", id, err)
 		}
-		return header, false, nil
+		return &opened{header: header, document: reply.Document, statement: reply.Statement}, nil
 	}
 	if !errors.Is(err, store.ErrNotFound) {
-		return nil, false, fmt.Errorf("read keyring %s: %w", id, err)
+		return nil, fmt.Errorf("read keyring %s: %w", id, err)
 	}
 	reply, err := e.CreateKeyring(ctx)
 	if err != nil {
-		return nil, false, fmt.Errorf("create keyring %s: %w", id, err)
+		return nil, fmt.Errorf("create keyring %s: %w", id, err)
 	}
 	if h, err := sealed.DecodeHeader(reply.Header); err != nil || h.ID() != id {
-		return nil, false, fmt.Errorf("create keyring %s: the enclave made another: %w", id, refusal.KeyringInvalid)
+		return nil, fmt.Errorf("create keyring %s: the enclave made another: %w", id, refusal.KeyringInvalid)
 	}
 	err = s.PutKeyring(ctx, id, reply.Header)
 	if errors.Is(err, store.ErrDiffers) {
-		return nil, false, fmt.Errorf("store keyring %s: somebody made another one at the same time; restart this enclave: %w", id, refusal.KeyringConflict)
+		return nil, fmt.Errorf("store keyring %s: somebody made another one at the same time; restart this enclave: %w", id, refusal.KeyringConflict)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("store keyring %s: %w", id, err)
+		return nil, fmt.Errorf("store keyring %s: %w", id, err)
 	}
-	return reply.Header, true, nil
+	return &opened{header: reply.Header, created: true, document: reply.Document, statement: reply.Statement}, nil
+}
+
+// keepBoot stores what the boot says of itself before it makes a key: without it
+// nobody could verify the receipts of its keys.
+func keepBoot(ctx context.Context, s Store, b *opened, now func() time.Time) error {
+	st, err := receipt.Decode[receipt.Statement](b.statement)
+	if err != nil {
+		return fmt.Errorf("the boot statement: %w: %w", refusal.ReceiptInvalid, err)
+	}
+	if now == nil {
+		now = time.Now
+	}
+	err = s.PutBoot(ctx, store.Boot{ID: st.BootID, Document: b.document, Statement: b.statement, SeenAt: now()})
+	if err != nil {
+		return fmt.Errorf("store boot %s: %w", st.BootID, err)
+	}
+	return nil
 }
 
 // count returns how many keys of the wanted kind there are.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -117,7 +118,8 @@ func receipts(t *testing.T, s store.Store, e *enclavetest.Server) (keys int) {
 func TestAKeyringAndItsKeysAreMadeOnceAndKept(t *testing.T) {
 	e, s := bare(t, enclavetest.Options{}), memory.New()
 	var progress []int
-	o := options(3)
+	o, seen := options(3), time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	o.Now = func() time.Time { return seen }
 	o.Progress = func(done, total int) { progress = append(progress, done, total) }
 	sum, err := provision.Run(t.Context(), connect(t, e), s, cfg(t, e), o)
 	must(t, err)
@@ -125,6 +127,12 @@ func TestAKeyringAndItsKeysAreMadeOnceAndKept(t *testing.T) {
 	must(t, err)
 	h, err := sealed.DecodeHeader(header)
 	must(t, err)
+	hello := connect(t, e).Hello()
+	boot, err := s.Boot(t.Context(), e.BootID())
+	must(t, err)
+	if diff := cmp.Diff(store.Boot{ID: hello.BootID, Document: hello.Document, Statement: hello.Statement, SeenAt: seen}, boot); diff != "" {
+		t.Error(diff)
+	}
 	want := provision.Summary{KeyringID: ring, Fingerprint: h.Fingerprint(), Created: true, Made: 3}
 	if diff := cmp.Diff(want, sum); diff != "" {
 		t.Error(diff)
@@ -346,8 +354,12 @@ func (d *dying) PutReceipt(ctx context.Context, r store.Receipt) error {
 	return d.call("PutReceipt", func() error { return d.Store.PutReceipt(ctx, r) })
 }
 
+func (d *dying) PutBoot(ctx context.Context, b store.Boot) error {
+	return d.call("PutBoot", func() error { return d.Store.PutBoot(ctx, b) })
+}
+
 func TestARunThatDiesAtAnyStoreCallIsContinued(t *testing.T) {
-	calls := []string{"Keyring", "PutKeyring", "Keys", "PutReceipt", "PutKeys"}
+	calls := []string{"Keyring", "PutKeyring", "Keys", "PutBoot", "PutReceipt", "PutKeys"}
 	for n := 1; n <= len(calls); n++ {
 		for _, applied := range []bool{false, true} {
 			for _, restarted := range []bool{false, true} {

@@ -73,13 +73,13 @@ type auditor struct {
 	o       Options
 	configs map[[32]byte]*config.Config // by config.Hash
 	boots   map[record.BootID]*boot
-	walked  map[laneOf]bool
-	made    map[kindOfKey]int // keys by what their receipts say
+
+	each sync.Mutex // Options.Each is never called twice at once
 
 	mu   sync.Mutex
 	r    Report
 	seen map[record.BatchID]*claimOf // what the lanes say of each batch
-	late map[laneOf]bool             // lanes that only a batch led to
+	made map[kindOfKey]int           // and of new keys
 }
 
 // laneOf names a lane.
@@ -104,8 +104,8 @@ type claimOf struct {
 // receipts before batches.
 func Run(ctx context.Context, s Store, o Options) (Report, error) {
 	a := &auditor{
-		s: s, o: o, configs: map[[32]byte]*config.Config{}, boots: map[record.BootID]*boot{}, walked: map[laneOf]bool{},
-		made: map[kindOfKey]int{}, seen: map[record.BatchID]*claimOf{}, late: map[laneOf]bool{},
+		s: s, o: o, configs: map[[32]byte]*config.Config{}, boots: map[record.BootID]*boot{},
+		made: map[kindOfKey]int{}, seen: map[record.BatchID]*claimOf{},
 	}
 	a.r.Findings = []string{}
 	if o.Receipts {
@@ -188,19 +188,13 @@ func (a *auditor) problem(format string, args ...any) {
 func (a *auditor) walkBatches(ctx context.Context, imports []store.Import) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0) + 1)
-	var each sync.Mutex
 	missing := func(id record.BatchID) error {
 		a.problem("batch %s: it is missing, although its import is done", id)
 		return nil
 	}
 	err := export.WalkOver(ctx, a.s, imports, missing, func(it export.Item) error {
 		g.Go(func() error {
-			sound := a.batch(&it)
-			if a.o.Each != nil {
-				each.Lock()
-				defer each.Unlock()
-				a.o.Each(it, sound)
-			}
+			a.look(it)
 			return ctx.Err()
 		})
 		return nil
@@ -208,18 +202,10 @@ func (a *auditor) walkBatches(ctx context.Context, imports []store.Import) error
 	return errors.Join(err, g.Wait())
 }
 
-// walkRest follows what receipts and batches led to and the walks did not: lanes
-// behind many empty ones, batches that an aborted import kept far from the
-// others, and batches that were signed and then taken out of the tables.
+// walkRest looks at the batches that receipts led to and the walk did not: those
+// that an aborted import kept far from the others, those that a changed import
+// item hides, and those that were signed and then taken out of the tables.
 func (a *auditor) walkRest(ctx context.Context, imports []store.Import) error {
-	for at := range a.late {
-		if n, err := a.walkLane(ctx, at); err != nil {
-			return err
-		} else if n > 0 {
-			a.r.Lanes++
-			a.r.Receipts += n
-		}
-	}
 	known := map[record.ImportID]store.Import{}
 	for _, im := range imports {
 		known[im.ID] = im
@@ -252,6 +238,8 @@ func (a *auditor) walkRest(ctx context.Context, imports []store.Import) error {
 func (a *auditor) look(it export.Item) {
 	sound := a.batch(&it)
 	if a.o.Each != nil {
+		a.each.Lock()
+		defer a.each.Unlock()
 		a.o.Each(it, sound)
 	}
 }

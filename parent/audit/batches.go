@@ -114,7 +114,6 @@ func (a *auditor) proof(it *export.Item) error {
 	if err != nil {
 		return fmt.Errorf("its receipt: %w", err)
 	}
-	a.follow(laneOf{b.Receipt.BootID, b.Receipt.Lane})
 	if err := aboutBatch(r, it, boot.statement); err != nil {
 		return err
 	}
@@ -130,15 +129,6 @@ func (a *auditor) proof(it *export.Item) error {
 		return errors.New("its result is not the one that the enclave gave")
 	}
 	return nil
-}
-
-// follow remembers a lane that the search for lanes did not come to.
-func (a *auditor) follow(at laneOf) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.walked[at] {
-		a.late[at] = true
-	}
 }
 
 // permitted checks the policy that signed against the measured config.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
@@ -13,14 +15,13 @@ import (
 	"github.com/keyhold/keyhold/parent/store"
 )
 
-// maxLanes is how many lanes a boot can have: an enclave has at most 900, twice
-// its cap on connections.
-const maxLanes = 1024
-
-// emptyLanes in a row end the search: connections that never signed leave empty
-// lanes between others. A batch leads to a lane behind more of them, and a lane
-// that nothing leads to could as well have been withheld whole.
-const emptyLanes = 32
+// Limits of an enclave. It hands out the lowest lane that is free, so below a
+// lane with receipts there are at most as many without as it takes connections.
+const (
+	maxConnections = 450
+	maxLanes       = 2 * maxConnections
+	lanesAtOnce    = 30 // read side by side
+)
 
 // boot is a verified boot. public is nil where it does not verify.
 type boot struct {
@@ -79,15 +80,24 @@ func verifyBoot(b store.Boot, root attestation.Root, images []attestation.Image)
 
 func (a *auditor) walkLanes(ctx context.Context, id record.BootID) error {
 	empty := 0
-	for lane := uint32(0); lane < maxLanes && empty < emptyLanes; lane++ {
-		n, err := a.walkLane(ctx, laneOf{id, lane})
-		if err != nil {
-			return err
+	for first := uint32(0); first < maxLanes && empty <= maxConnections; first += lanesAtOnce {
+		var n [lanesAtOnce]int
+		g, ctx := errgroup.WithContext(ctx)
+		for i := range n {
+			g.Go(func() (err error) {
+				n[i], err = a.walkLane(ctx, laneOf{id, first + uint32(i)}) //nolint:gosec // below lanesAtOnce
+				return err
+			})
 		}
-		if empty++; n > 0 {
-			empty = 0
-			a.r.Lanes++
-			a.r.Receipts += n
+		if err := g.Wait(); err != nil {
+			return err //nolint:wrapcheck // it names the lane
+		}
+		for _, receipts := range n {
+			if empty++; receipts > 0 {
+				empty = 0
+				a.r.Lanes++
+				a.r.Receipts += receipts
+			}
 		}
 	}
 	return nil
@@ -96,7 +106,6 @@ func (a *auditor) walkLanes(ctx context.Context, id record.BootID) error {
 // walkLane checks signature, sequence and chain of one lane from its first
 // receipt on, and that no batch was signed as two things.
 func (a *auditor) walkLane(ctx context.Context, at laneOf) (n int, err error) {
-	a.walked[at] = true
 	b := a.boots[at.boot]
 	var seq uint64
 	var prev [32]byte
@@ -118,7 +127,7 @@ func (a *auditor) walkLane(ctx context.Context, at laneOf) (n int, err error) {
 		case r.Subject == receipt.SubjectBatch:
 			a.sameAsBefore(where, r)
 		case r.Subject == receipt.SubjectKeys:
-			a.made[kindOfKey{b.statement.Fingerprint, r.Algorithm, r.PolicyHash}] += int(r.Count)
+			a.add(b, r)
 		default:
 			a.problem("%s: it is about nothing known", where)
 		}
@@ -131,15 +140,23 @@ func (a *auditor) walkLane(ctx context.Context, at laneOf) (n int, err error) {
 	return n, nil
 }
 
+// add counts the keys that a receipt tells of.
+func (a *auditor) add(b *boot, r *receipt.Receipt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.made[kindOfKey{b.statement.Fingerprint, r.Algorithm, r.PolicyHash}] += int(r.Count)
+}
+
 // sameAsBefore finds two receipts for one batch with another key or payload:
 // somebody cheated.
 func (a *auditor) sameAsBefore(where string, r *receipt.Receipt) {
+	a.mu.Lock()
 	was := a.seen[r.BatchID]
 	if was == nil {
 		a.seen[r.BatchID] = &claimOf{key: r.KeyID, root: r.PayloadRoot}
-		return
 	}
-	if was.key != r.KeyID || was.root != r.PayloadRoot {
+	a.mu.Unlock()
+	if was != nil && (was.key != r.KeyID || was.root != r.PayloadRoot) {
 		a.problem("%s: batch %s was signed with two keys or as two payloads", where, r.BatchID)
 	}
 }

@@ -172,3 +172,12 @@ func checkSpace(log *slog.Logger) error {
 	}
 	return nil
 }
+
+// blameDisk gives an error its code where the disk is full: the database says
+// no more than that it failed.
+func blameDisk(log *slog.Logger, err error) error {
+	if space := checkSpace(log); space != nil && !errors.Is(err, refusal.DiskFull) {
+		return fmt.Errorf("%w: %w", space, err)
+	}
+	return err
+}

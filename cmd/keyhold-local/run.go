@@ -168,14 +168,17 @@ func withStack(ctx context.Context, n size, work func(context.Context, *stack) e
 		return fmt.Errorf("open the supervisor's log: %w", full(err))
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s, err := startStack(base, n, logTo(logFile))
+	log := logTo(logFile)
+	s, err := startStack(base, n, log)
 	if err != nil {
 		cancel()
 		return errors.Join(err, s.group.Wait(), logFile.Close())
 	}
 	ctx, stopWork := context.WithCancel(ctx)
 	undo := context.AfterFunc(s.ctx, stopWork) //nolint:contextcheck // a stack that broke ends the work
-	err = work(ctx, s)
+	if err = work(ctx, s); err != nil && ctx.Err() == nil {
+		err = blameDisk(log, err)
+	}
 	undo()
 	stopWork()
 	broken := s.close(cancel)

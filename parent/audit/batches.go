@@ -9,6 +9,7 @@ import (
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/internal/sealed"
 	"github.com/keyhold/keyhold/parent/export"
 )
 
@@ -156,11 +157,19 @@ func aboutBatch(r *receipt.Receipt, it *export.Item, s *receipt.Statement) error
 		return errors.New("its receipt is about something else")
 	case r.KeyID != b.KeyID || r.BatchFence != b.Fence || r.KeyFence != b.KeyFence:
 		return errors.New("its receipt names another key or fence")
-	case it.Key == nil || r.Algorithm != it.Key.Algorithm || string(r.PublicKey) != string(it.Key.PublicKey):
-		return errors.New("its receipt names another public key")
 	case r.BootID != b.BootID:
 		return errors.New("its receipt is of another boot than its claim")
-	case it.Key.Fingerprint != s.Fingerprint || it.Key.Keyring != s.Keyring || it.Key.Epoch != s.Epoch:
+	}
+	return aboutKey(r, it.Key, s)
+}
+
+// aboutKey checks that the stored key, nil where it is lost, is the one that the
+// receipt names, and of the boot's keyring.
+func aboutKey(r *receipt.Receipt, k *sealed.Public, s *receipt.Statement) error {
+	switch {
+	case k == nil || r.Algorithm != k.Algorithm || string(r.PublicKey) != string(k.PublicKey):
+		return errors.New("its receipt names another public key")
+	case k.Fingerprint != s.Fingerprint || k.Keyring != s.Keyring || k.Epoch != s.Epoch:
 		return errors.New("its key is of another keyring than the boot")
 	}
 	return nil

@@ -198,7 +198,7 @@ func of(t *testing.T, made func() (*world, error)) *world {
 }
 
 func newWorld(r run) (w *world, err error) {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // shared by tests
+	ctx, cancel := context.WithCancel(context.Background()) // the worlds are shared by tests
 	defer cancel()
 	e, err := enclavetest.New(ctx, enclavetest.Options{Bare: true})
 	if err != nil {
@@ -376,7 +376,8 @@ func (w *world) attack(ctx context.Context, e *enclavetest.Server) (err error) {
 	return err
 }
 
-// sign asks over a connection of its own, so the receipt is the first of a lane.
+// sign asks over a connection of its own. It stays open and unacknowledged, so
+// that no receipt of another attack is in its lane.
 func (w *world) sign(ctx context.Context, e *enclavetest.Server, b store.Batch, key record.KeyID) (store.Receipt, error) {
 	c, err := connect(ctx, e)
 	if err != nil {
@@ -393,7 +394,15 @@ func (w *world) sign(ctx context.Context, e *enclavetest.Server, b store.Batch, 
 	if err != nil {
 		return store.Receipt{}, err
 	}
-	return store.Receipt{Ref: store.ReceiptRef{BootID: c.BootID(), Lane: c.Lane(), Seq: 1}, Signed: reply.Receipt}, nil
+	signed, err := receipt.Decode[receipt.Signed](reply.Receipt)
+	if err != nil {
+		return store.Receipt{}, err
+	}
+	r, err := receipt.Decode[receipt.Receipt](signed.Body)
+	if err != nil {
+		return store.Receipt{}, err
+	}
+	return store.Receipt{Ref: store.ReceiptRef{BootID: r.BootID, Lane: r.Lane, Seq: r.Seq}, Signed: reply.Receipt}, nil
 }
 
 // failing is a store of which one method fails.

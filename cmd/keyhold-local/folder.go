@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/keyhold/keyhold/attestation/nsmtest"
+	"github.com/keyhold/keyhold/internal/awslocal/dynoxide"
 	"github.com/keyhold/keyhold/internal/refusal"
 )
 
@@ -47,8 +48,9 @@ type values struct {
 
 // folder is an open, locked run folder.
 type folder struct {
-	path string // absolute
-	lock *os.File
+	path     string // absolute
+	lock     *os.File
+	database string // the binary; empty where it was not found
 }
 
 // openFolder makes the folder where it is missing, takes its lock and changes
@@ -70,10 +72,14 @@ func openFolder(dir string) (_ *folder, err error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock folder %s: %w", path, refusal.DirBusy), lock.Close())
 	}
+	database, err := dynoxide.Find() // from where the user is: the folder is elsewhere
+	if err != nil {
+		database = "" // the database says so when it is started
+	}
 	if err := os.Chdir(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("open folder %s: %w", path, err), lock.Close())
 	}
-	return &folder{path: path, lock: lock}, nil
+	return &folder{path: path, lock: lock, database: database}, nil
 }
 
 func (f *folder) Close() error { return f.lock.Close() }

@@ -57,8 +57,8 @@ func (r *running) signs(i int) bool {
 	return false
 }
 
-// firstSeconds bound the wait for each kill: keys, import and signing take about that long together.
-const firstSeconds = 3 * time.Second
+// soon bounds the wait for each kill: keys, import and signing take about that long together.
+const soon = 3 * time.Second
 
 func TestWhateverIsKilledEveryRecordIsSignedOnce(t *testing.T) {
 	if testing.Short() {
@@ -86,7 +86,7 @@ func TestWhateverIsKilledEveryRecordIsSignedOnce(t *testing.T) {
 // there in the end.
 func killing(t *testing.T, victims []string, kills int) {
 	t.Helper()
-	w := newWork(t, 12_000, 30, 50)
+	w := newWork(t, 10_000, 30, 50)
 	w.parents, w.enclaves = 2, 2
 	dice := seeded(t)
 	killed := 0
@@ -97,7 +97,7 @@ func killing(t *testing.T, victims []string, kills int) {
 		r := w.start(t)
 		bySupervisor := false
 		for killed < kills && !r.over() {
-			nap(t, time.Duration(dice.Int64N(int64(firstSeconds))))
+			nap(t, time.Duration(dice.Int64N(int64(soon))))
 			victim := victims[killed%len(victims)]
 			if r.signal(victim, syscall.SIGKILL) == 0 {
 				continue
@@ -184,7 +184,7 @@ func TestAParentThatWasStoppedForLongerThanItsLeaseCommitsNothing(t *testing.T) 
 		t.Skip("it waits for leases to run out")
 	}
 	t.Parallel()
-	w := newWork(t, 16_000, 20, 50)
+	w := newWork(t, 12_000, 20, 50)
 	w.parents, w.enclaves = 2, 1
 	r := w.start(t)
 	r.until("the parent signs", func() bool { return r.signs(0) })

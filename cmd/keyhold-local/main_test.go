@@ -33,7 +33,7 @@ const atOnce = 8
 
 func TestMain(m *testing.M) {
 	if os.Getenv(programEnv) == "1" {
-		os.Exit(program()) //nolint:forbidigo,revive // it is the main function here
+		os.Exit(program()) //nolint:forbidigo // it is the main function here
 	}
 	flag.Parse()
 	if chosen := flag.Lookup("test.parallel"); chosen.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {

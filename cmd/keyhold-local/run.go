@@ -143,7 +143,7 @@ func run(cmd *cobra.Command, f runFlags) error {
 		return errors.Join(err, dir.Close())
 	}
 	var r report
-	err = withStack(cmd.Context(), f.size, func(ctx context.Context, s *stack) (err error) {
+	err = withStack(cmd.Context(), dir, f.size, func(ctx context.Context, s *stack) (err error) {
 		r, err = signAll(ctx, s, f, cmd.ErrOrStderr())
 		return err
 	})
@@ -162,14 +162,14 @@ func withSeed(v values) values {
 
 // withStack runs work on a running stack and stops the stack in order, also
 // where ctx ends: work sees ctx, the processes do not.
-func withStack(ctx context.Context, n size, work func(context.Context, *stack) error) error {
+func withStack(ctx context.Context, dir *folder, n size, work func(context.Context, *stack) error) error {
 	logFile, err := os.OpenFile(filepath.Join(logs, "supervisor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the supervisor's log: %w", full(err))
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	log := logTo(logFile)
-	s, err := startStack(base, n, log)
+	s, err := startStack(base, dir.database, n, log)
 	if err != nil {
 		cancel()
 		return errors.Join(err, s.group.Wait(), logFile.Close())

@@ -62,13 +62,13 @@ type stack struct {
 // startStack starts database, KMS and enclaves and returns when the tables are
 // there. Parents are started and stopped apart. The stack is to be waited for
 // also where it did not come up.
-func startStack(ctx context.Context, n size, log *slog.Logger) (*stack, error) {
+func startStack(ctx context.Context, database string, n size, log *slog.Logger) (*stack, error) {
 	s := &stack{size: n, log: log}
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	if err := checkSpace(log); err != nil {
 		return s, err
 	}
-	if err := s.startDatabase(); err != nil { //nolint:contextcheck // the database ends with the stack
+	if err := s.startDatabase(database); err != nil { //nolint:contextcheck // the database ends with the stack
 		return s, err
 	}
 	if err := s.store.CreateTables(ctx); err != nil {
@@ -93,12 +93,12 @@ func (s *stack) args(kind string, index int) []string {
 }
 
 // startDatabase starts dynoxide and keeps it running on the same port.
-func (s *stack) startDatabase() error {
+func (s *stack) startDatabase(binary string) error {
 	out, err := os.OpenFile(filepath.Join(logs, "dynamodb.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("start the local DynamoDB: %w", full(err))
 	}
-	o := dynoxide.Options{DBPath: databaseFile, Logger: s.log, Output: out}
+	o := dynoxide.Options{Binary: binary, DBPath: databaseFile, Logger: s.log, Output: out}
 	db, err := dynoxide.Start(s.ctx, o)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the local DynamoDB: %w", known(err)), out.Close())

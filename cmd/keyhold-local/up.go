@@ -42,7 +42,7 @@ environment that points the keyhold command at it.`,
 			if err != nil {
 				return err
 			}
-			err = withStack(cmd.Context(), n, func(ctx context.Context, s *stack) error {
+			err = withStack(cmd.Context(), f, n, func(ctx context.Context, s *stack) error {
 				return up(ctx, s, f, cmd.OutOrStdout())
 			})
 			return errors.Join(err, f.Close())

@@ -13,7 +13,7 @@ import (
 
 // errKey says that a stored key is not what its id names. The enclave would
 // refuse to load it; here nothing of it may be shown either.
-var errKey = errors.New("export: the sealed key is malformed or another's")
+var errKey = errors.New("malformed, or the sealed key of another")
 
 // PublicOf returns the public part of a stored key, once all that can be derived
 // of it is: the key id from the public key, and so is the address, which no id

@@ -17,9 +17,17 @@ import (
 )
 
 const (
-	ahead     = 16     // batches that are read while earlier ones are handled
-	keptKeys  = 10_000 // public keys kept at a time, so a large pool needs no memory
-	readAlone = 4      // reads in flight per batch at most
+	ahead    = 16     // batches that are read while earlier ones are handled
+	keptKeys = 10_000 // public keys kept at a time, so a large pool needs no memory
+)
+
+// What is read of a batch beside its control item, side by side.
+const (
+	payloadPart = iota
+	resultPart
+	keyPart
+	receiptPart
+	allParts
 )
 
 // Store is what a walk reads.
@@ -234,7 +242,7 @@ func read(ctx context.Context, s Store, keys *keyCache, im store.Import, id reco
 // parts of a batch as the store has them.
 type parts struct {
 	payload, result []byte
-	problems        [readAlone]error // missing or malformed
+	problems        [allParts]error // missing or malformed
 }
 
 // fetch reads what belongs to the control item, side by side.
@@ -255,12 +263,12 @@ func (it *Item) fetch(ctx context.Context, s Store, keys *keyCache) (*parts, err
 			return nil
 		})
 	}
-	fetch(0, "payload", func() (err error) { p.payload, err = s.Payload(ctx, b.ID); return err })
+	fetch(payloadPart, "payload", func() (err error) { p.payload, err = s.Payload(ctx, b.ID); return err })
 	if b.State == record.Signed {
-		fetch(1, "result", func() (err error) { p.result, err = s.Result(ctx, b.ID); return err })
+		fetch(resultPart, "result", func() (err error) { p.result, err = s.Result(ctx, b.ID); return err })
 	}
 	if !b.KeyID.IsZero() {
-		fetch(2, "key", func() (err error) {
+		fetch(keyPart, "key", func() (err error) {
 			it.Key, err = keys.get(ctx, b.KeyID)
 			if errors.Is(err, store.ErrNotFound) {
 				return nil // a lost key is no problem of what it did not sign
@@ -269,7 +277,7 @@ func (it *Item) fetch(ctx context.Context, s Store, keys *keyCache) (*parts, err
 		})
 	}
 	if b.Receipt.Seq != 0 {
-		fetch(3, "receipt", func() error {
+		fetch(receiptPart, "receipt", func() error {
 			r, err := s.Receipt(ctx, b.Receipt)
 			it.Receipt = r.Signed
 			return err
@@ -298,6 +306,9 @@ func (it *Item) decode(p *parts) error {
 	it.Outcomes = out
 	if !slices.ContainsFunc(out, func(o record.Outcome) bool { return o.Refusal == "" }) {
 		return nil
+	}
+	if it.Key == nil && p.problems[keyPart] != nil {
+		return nil //nolint:nilerr // it is there, and that it is bad has been said
 	}
 	if it.Key == nil {
 		return fmt.Errorf("the key that signed batch %s is missing", it.Batch.ID)

@@ -318,13 +318,13 @@ func TestWhatIsWrongWithABatchIsItsProblem(t *testing.T) {
 		"a result of no form":   {func(w *world) { w.results[w.id(0)] = []byte("\x1b[2J") }, "the result of batch a-b0000000 is malformed"},
 		"a result too long":     {func(w *world) { w.edit(0, func(b *store.Batch) { b.Count = 1 }) }, "is malformed"},
 		"a result of RSA":       {func(w *world) { w.results[w.id(0)] = record.EncodeResult(256, outcomes(256, 2)) }, "is not of its key's algorithm"},
-		"a key of no form":      {func(w *world) { w.keyed(func(k *store.Key) { k.Sealed = []byte{0xa0} }) }, "the sealed key is malformed or another's"},
-		"another key":           {func(w *world) { w.keyed(func(k *store.Key) { k.Sealed = other.key().Sealed }) }, "the sealed key is malformed or another's"},
-		"a key of another name": {func(w *world) { w.keyed(func(k *store.Key) { *k = other.key() }) }, "the sealed key is malformed or another's"},
-		"of another keyring":    {func(w *world) { w.keyed(func(k *store.Key) { k.Keyring = "else#1" }) }, "the sealed key is malformed or another's"},
+		"a key of no form":      {func(w *world) { w.keyed(func(k *store.Key) { k.Sealed = []byte{0xa0} }) }, "the key of batch a-b0000000: malformed, or the sealed key of another"},
+		"another key":           {func(w *world) { w.keyed(func(k *store.Key) { k.Sealed = other.key().Sealed }) }, "the key of batch a-b0000000: malformed, or the sealed key of another"},
+		"a key of another name": {func(w *world) { w.keyed(func(k *store.Key) { *k = other.key() }) }, "the key of batch a-b0000000: malformed, or the sealed key of another"},
+		"of another keyring":    {func(w *world) { w.keyed(func(k *store.Key) { k.Keyring = "else#1" }) }, "the key of batch a-b0000000: malformed, or the sealed key of another"},
 		"another address": {func(w *world) {
 			w.public(func(p *sealed.Public) { p.Address = "0x000000000000000000000000000000000000dEaD" })
-		}, "the sealed key is malformed or another's"},
+		}, "the key of batch a-b0000000: malformed, or the sealed key of another"},
 		"another import":         {func(w *world) { w.edit(0, func(b *store.Batch) { b.ImportID = "b" }) }, "batch a-b0000000 is not as its import asked for it"},
 		"another id":             {func(w *world) { w.edit(0, func(b *store.Batch) { b.ID = "b-b0000000" }) }, "batch a-b0000000 is not as its import asked for it"},
 		"a key it was not asked": {func(w *world) { w.imports[0].KeyID = record.KeyID{9} }, "batch a-b0000000 is not as its import asked for it"},
@@ -336,7 +336,7 @@ func TestWhatIsWrongWithABatchIsItsProblem(t *testing.T) {
 		tt.spoil(w)
 		var problem error
 		must(t, export.Walk(t.Context(), w, w.imports, func(it export.Item) error { problem = it.Problem; return nil }))
-		if problem == nil || !strings.Contains(problem.Error(), tt.want) || strings.Contains(problem.Error(), "\x1b") {
+		if problem == nil || strings.Contains(problem.Error(), "\n") || !strings.Contains(problem.Error(), tt.want) || strings.Contains(problem.Error(), "\x1b") {
 			t.Errorf("%s: %v", name, problem)
 		}
 		if _, err := export.Records(t.Context(), w, w.imports, &bytes.Buffer{}); err == nil {

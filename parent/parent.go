@@ -228,6 +228,7 @@ func newRand(r io.Reader) (*mrand.Rand, error) {
 // run starts everything. What serves the enclaves lives in a context of its own
 // that ends after the pipeline, so that work can be finished once ctx ends.
 func (p *process) run(ctx context.Context) error {
+	p.cfg.Logger.InfoContext(ctx, "parent started", slog.String("owner", p.cfg.Owner)) // as it stands in its claims
 	services, endServices := context.WithCancel(context.WithoutCancel(ctx))
 	defer endServices()
 	g, services := errgroup.WithContext(services)

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -14,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/parent/store"
+	"github.com/keyhold/keyhold/parent/store/dynamo"
 )
 
 // rounds is how often a command is given again until it succeeds. One is enough where nothing but the
@@ -188,28 +192,74 @@ func TestAParentThatWasStoppedForLongerThanItsLeaseCommitsNothing(t *testing.T) 
 	w.parents, w.enclaves = 2, 1
 	r := w.start(t)
 	r.until("the parent signs", func() bool { return r.signs(0) })
-	if r.signal("parent-0", syscall.SIGSTOP) == 0 {
-		t.Fatal("there is no parent to stop")
-	}
-	nap(t, leaseFor+leaseFor/2)
+	s := tables(map[string]string{
+		"KEYHOLD_DYNAMODB_ENDPOINT": "http://127.0.0.1:" + portOf(t, r.signal("dynamodb", 0)),
+		"KEYHOLD_TABLE_PREFIX":      "keyhold-", "AWS_REGION": "us-east-1",
+	})
+	var held map[string]store.Batch
+	r.until("the parent is stopped with batches in its hands", func() bool {
+		if r.signal("parent-0", syscall.SIGSTOP) == 0 {
+			return false
+		}
+		nap(t, leaseFor/20) // what it has sent takes effect
+		if held = r.held(s, 0); len(held) == 0 {
+			r.signal("parent-0", syscall.SIGCONT)
+			nap(t, look)
+		}
+		return len(held) > 0
+	})
+	r.until("somebody else has them", func() bool {
+		for id, was := range held {
+			if now, err := s.Batch(t.Context(), record.BatchID(id)); err != nil || now.Fence == was.Fence {
+				return false
+			}
+		}
+		return true
+	})
 	if r.signal("parent-0", syscall.SIGCONT) == 0 {
-		t.Fatal("the run ended without the stopped parent, although it held batches")
+		t.Fatal("the stopped parent is gone, and was to go on")
 	}
 	r.mustEnd(0, "")
-	history := w.holds(t, r.report())
-	taken := 0
-	for _, b := range history {
-		if len(b.Attempts) > 1 {
-			taken++
-			if first := b.Attempts[0]; first.End != "lost" || first.Owner == b.Owner {
-				t.Errorf("batch %s: the first attempt %+v, want one that was lost to %s", b.BatchID, first, b.Owner)
+	for _, b := range w.holds(t, r.report()) {
+		was, ok := held[b.BatchID]
+		if ok && (b.KeyFence == uint64(was.KeyFence) || len(b.Attempts) < 2 || b.KeyID != was.KeyID.String()) {
+			t.Errorf("batch %s was held under fence %d of key %s, and ended as %+v", b.BatchID, was.KeyFence, was.KeyID, b)
+		}
+	}
+	t.Logf("%d batches were taken over", len(held))
+}
+
+// held lists the batches that parent i has claimed.
+func (r *running) held(s *dynamo.Store, i int) map[string]store.Batch {
+	r.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(r.dir, "logs", fmt.Sprintf("parent-%d.log", i)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	owner := ""
+	for line := range strings.Lines(string(raw)) {
+		var said struct{ Msg, Owner string }
+		if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "parent started" {
+			owner = said.Owner // the last one is the one that runs
+		}
+	}
+	out := map[string]store.Batch{}
+	for shard := range store.ReadyShards {
+		page, err := s.Ready(r.t.Context(), shard, time.Now().Add(time.Hour), 1000, "")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, id := range page.Batches {
+			b, err := s.Batch(r.t.Context(), id)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			if b.State == record.Claimed && b.Owner == owner {
+				out[string(id)] = b
 			}
 		}
 	}
-	if taken == 0 {
-		t.Error("no batch was taken over: the parent was stopped with nothing in its hands")
-	}
-	t.Logf("%d batches were taken over", taken)
+	return out
 }
 
 func TestAPortThatIsTakenMeanwhileIsWaitedFor(t *testing.T) {
@@ -222,10 +272,12 @@ func TestAPortThatIsTakenMeanwhileIsWaitedFor(t *testing.T) {
 	port := portOf(t, pid)
 	r.signal("dynamodb", syscall.SIGKILL)
 	r.until("the database is gone", func() bool { state, _ := stat(pid); return state == "Z" || state == "" })
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", port))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var l net.Listener
+	r.until("its port is free", func() (free bool) { // its threads end after the first of them
+		var err error
+		l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", port))
+		return err == nil
+	})
 	defer l.Close()
 	r.signal("supervisor", syscall.SIGCONT)
 	r.until("the supervisor noticed", func() bool {

@@ -17,6 +17,9 @@ import (
 	"github.com/keyhold/keyhold/cmd/internal/cli"
 )
 
+// startPatience bounds the wait for a process that was just started.
+const startPatience = 30 * time.Second
+
 func upCommand() *cobra.Command {
 	var dir string
 	var n size
@@ -70,6 +73,9 @@ func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
 		fmt.Fprintf(&text, "# parent %d: http://%s/metrics /healthz /readyz\n", i, addr)
 	}
 	for i := range s.enclaves {
+		if err := s.enclaveUp(ctx, i); err != nil {
+			return err
+		}
 		fmt.Fprintf(&text, "# enclave %d: unix:%s\n", i, filepath.Join(f.path, socketPath("enclave", i)))
 	}
 	text.WriteString("# paste this into another shell:\n")
@@ -97,9 +103,21 @@ func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
 	}
 }
 
+// enclaveUp waits until enclave i answers.
+func (s *stack) enclaveUp(ctx context.Context, i int) error {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	c, err := s.connect(ctx, i)
+	if err != nil {
+		return fmt.Errorf("start enclave %d: it does not answer; see %s: %w", i, filepath.Join(logs, fmt.Sprintf("enclave-%d.log", i)), err)
+	}
+	c.Close()
+	return nil
+}
+
 // parentHTTP waits until parent i has written where it listens.
 func (s *stack) parentHTTP(ctx context.Context, i int) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	name := filepath.Join(sockets, fmt.Sprintf("parent-%d.http", i))
 	for {

@@ -61,8 +61,8 @@ func (r *running) signs(i int) bool {
 	return false
 }
 
-// soon bounds the wait for each kill: keys, import and signing take about that long together.
-const soon = 3 * time.Second
+// soon bounds the wait for each kill: keys, import and signing take at least that long together.
+const soon = 1500 * time.Millisecond
 
 func TestWhateverIsKilledEveryRecordIsSignedOnce(t *testing.T) {
 	if testing.Short() {
@@ -90,7 +90,7 @@ func TestWhateverIsKilledEveryRecordIsSignedOnce(t *testing.T) {
 // there in the end.
 func killing(t *testing.T, victims []string, kills int) {
 	t.Helper()
-	w := newWork(t, 10_000, 30, 50)
+	w := newWork(t, 8_000, 30, 40)
 	w.parents, w.enclaves = 2, 2
 	dice := seeded(t)
 	killed := 0
@@ -167,7 +167,7 @@ func hasCode(t *testing.T, exit int, stderr string) {
 
 func TestCtrlCStopsWithinALeaseAndTheSameCommandGoesOn(t *testing.T) {
 	t.Parallel()
-	w := newWork(t, 12_000, 20, 50)
+	w := newWork(t, 9_000, 20, 40)
 	r := w.start(t)
 	r.until("it signs", func() bool { return r.signs(0) })
 	began := time.Now()
@@ -188,7 +188,7 @@ func TestAParentThatWasStoppedForLongerThanItsLeaseCommitsNothing(t *testing.T) 
 		t.Skip("it waits for leases to run out")
 	}
 	t.Parallel()
-	w := newWork(t, 12_000, 20, 50)
+	w := newWork(t, 9_000, 20, 40)
 	w.parents, w.enclaves = 2, 1
 	r := w.start(t)
 	r.until("the parent signs", func() bool { return r.signs(0) })
@@ -264,7 +264,7 @@ func (r *running) held(s *dynamo.Store, i int) map[string]store.Batch {
 
 func TestAPortThatIsTakenMeanwhileIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	w := newWork(t, 12_000, 10, 50)
+	w := newWork(t, 6_000, 10, 30)
 	r := w.start(t)
 	r.until("it signs", func() bool { return r.signs(0) })
 	r.signal("supervisor", syscall.SIGSTOP) // or it would be quicker

@@ -332,7 +332,7 @@ func verify(ctx context.Context, s *stack, v values, stderr io.Writer) (audit.Re
 	}
 	bar := cli.NewProgress(stderr, "verify", v.Records)
 	defer bar.Finish()
-	r, err := audit.Run(ctx, s.store, audit.Options{Receipts: true, Root: root, Images: images, Progress: bar.Set})
+	r, err := audit.Run(ctx, s.store, audit.Options{Receipts: true, Root: root, Images: images, Configs: []*config.Config{s.config}, Progress: bar.Set})
 	if errors.Is(err, refusal.ReceiptInvalid) {
 		err = fmt.Errorf("%w; the first: %s", err, r.Findings[0])
 	}

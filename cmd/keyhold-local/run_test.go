@@ -139,7 +139,7 @@ func verifyExport(t *testing.T, file string) (code int, out string) {
 
 func TestSeveralProcessesSignEverythingOnceAndOthersVerifyIt(t *testing.T) {
 	t.Parallel()
-	w := newWork(t, 1500, 40, 5)
+	w := newWork(t, 1000, 40, 4)
 	w.parents, w.enclaves, w.workers = 2, 2, 1
 	history := w.holds(t, w.finish(t))
 	w.exported(t)

@@ -56,7 +56,7 @@ environment that points the keyhold command at it.`,
 	return cmd
 }
 
-// up waits for the parents' endpoints, prints the environment and stays.
+// up prints the environment once everything is up, and stays.
 func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
 	for i := range s.parents { // of an earlier run
 		if err := os.Remove(filepath.Join(sockets, fmt.Sprintf("parent-%d.http", i))); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -64,17 +64,39 @@ func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
 		}
 	}
 	s.startParents() //nolint:contextcheck // processes end with the stack
+	text, err := s.environment(ctx, f)
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // Ctrl-C is how this command ends
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := io.WriteString(stdout, text); err != nil {
+		return fmt.Errorf("print the environment: %w", err)
+	}
+	for {
+		if err := pause(ctx, progressEvery); err != nil {
+			return nil //nolint:nilerr // Ctrl-C is how this command ends
+		}
+		if err := checkSpace(s.log); err != nil {
+			return err
+		}
+	}
+}
+
+// environment waits until everything answers and says where.
+func (s *stack) environment(ctx context.Context, f *folder) (string, error) {
 	var text strings.Builder
 	for i := range s.parents {
 		addr, err := s.parentHTTP(ctx, i)
 		if err != nil {
-			return err
+			return "", err
 		}
 		fmt.Fprintf(&text, "# parent %d: http://%s/metrics /healthz /readyz\n", i, addr)
 	}
 	for i := range s.enclaves {
 		if err := s.enclaveUp(ctx, i); err != nil {
-			return err
+			return "", err
 		}
 		fmt.Fprintf(&text, "# enclave %d: unix:%s\n", i, filepath.Join(f.path, socketPath("enclave", i)))
 	}
@@ -90,17 +112,7 @@ func up(ctx context.Context, s *stack, f *folder, stdout io.Writer) error {
 	} {
 		fmt.Fprintf(&text, "export %s='%s'\n", kv[0], kv[1])
 	}
-	if _, err := io.WriteString(stdout, text.String()); err != nil {
-		return fmt.Errorf("print the environment: %w", err)
-	}
-	for {
-		if err := pause(ctx, progressEvery); err != nil {
-			return nil //nolint:nilerr // Ctrl-C is how this command ends
-		}
-		if err := checkSpace(s.log); err != nil {
-			return err
-		}
-	}
+	return text.String(), nil
 }
 
 // enclaveUp waits until enclave i answers.

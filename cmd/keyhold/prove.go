@@ -30,7 +30,7 @@ type wanted struct {
 }
 
 func readWanted(o *cli.AttestOptions, warn io.Writer) (w wanted, err error) {
-	if w.images, err = o.Pairs(); err != nil {
+	if w.images, _, err = o.Pairs(); err != nil {
 		return w, err
 	}
 	if w.raw, w.config, err = o.ReadConfig(); err != nil {

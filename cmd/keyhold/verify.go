@@ -74,7 +74,7 @@ lane can be withheld. The exit code is 1 where anything does not verify.`,
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o := audit.Options{Receipts: true}
 		var err error
-		if o.Images, err = want.Pairs(); err != nil {
+		if o.Images, o.Configs, err = want.Pairs(); err != nil {
 			return err
 		}
 		if o.Root, err = want.Root(c.ErrOrStderr()); err != nil {

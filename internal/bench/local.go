@@ -2,20 +2,15 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	mrand "math/rand/v2"
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
-	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keyhold/keyhold/enclave/enclavetest"
 	"github.com/keyhold/keyhold/internal/awshttp"
@@ -23,7 +18,6 @@ import (
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/sealed"
 	"github.com/keyhold/keyhold/parent/intake"
-	"github.com/keyhold/keyhold/parent/lease"
 	"github.com/keyhold/keyhold/parent/pipeline"
 	"github.com/keyhold/keyhold/parent/signclient"
 	"github.com/keyhold/keyhold/parent/store"
@@ -32,9 +26,10 @@ import (
 
 const pool = "main"
 
-// withStore runs f on fresh tables of a database in memory.
-func withStore(ctx context.Context, observe func(dynamo.Usage), f func(*dynamodb.Client, *dynamo.Store) error) (err error) {
-	db, err := dynoxide.Start(ctx, dynoxide.Options{})
+// withStore runs f on the tables of a database file, which is made where it is
+// missing; without a name on fresh tables in memory.
+func withStore(ctx context.Context, file string, observe func(dynamo.Usage), f func(*dynamodb.Client, *dynamo.Store) error) (err error) {
+	db, err := dynoxide.Start(ctx, dynoxide.Options{DBPath: file})
 	if err != nil {
 		return fmt.Errorf("start the local DynamoDB (make tools installs it): %w", err)
 	}
@@ -61,7 +56,7 @@ const (
 // consume, index writes included.
 func writeUnits(ctx context.Context, _ options) (rows []row, err error) {
 	var meter dynamo.Meter
-	err = withStore(ctx, meter.Observe, func(_ *dynamodb.Client, s *dynamo.Store) error { return signSome(ctx, s) })
+	err = withStore(ctx, "", meter.Observe, func(_ *dynamodb.Client, s *dynamo.Store) error { return signSome(ctx, s) })
 	if err != nil {
 		return nil, err
 	}
@@ -154,125 +149,4 @@ func drain(ctx context.Context, s *dynamo.Store, enclave *enclavetest.Server) er
 			return errors.Join(ctx.Err(), <-ended)
 		}
 	}
-}
-
-const (
-	picks   = 2000
-	perFill = 50 // picks from one fill of the window
-)
-
-// keyPick compares taking the next key out of a large and a small pool.
-func keyPick(ctx context.Context, o options) (rows []row, err error) {
-	const small = 100
-	var took [2]time.Duration
-	for i, n := range []int{small, o.pool} {
-		o.say("filling a pool of %d keys", n)
-		err = withStore(ctx, nil, func(c *dynamodb.Client, s *dynamo.Store) (err error) {
-			if err := fill(ctx, c, s, pool, n); err != nil {
-				return err
-			}
-			took[i], err = pickMany(ctx, s, pool)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return []row{{
-		name: fmt.Sprintf("picking a key, %d in the pool against %d", o.pool, small), value: float64(took[1]) / float64(took[0]), unit: "x", atMost: 3,
-		raw: fmt.Sprintf("%s against %s a pick, fills of the window included", took[1].Round(100*time.Nanosecond), took[0].Round(100*time.Nanosecond)),
-	}}, nil
-}
-
-// fill makes a pool of n idle keys. One key a shard goes through PutKeys; their
-// lease items are the templates of the others, which are written in bulk: a
-// million transactions would take longer than all other measures together.
-func fill(ctx context.Context, c *dynamodb.Client, s *dynamo.Store, name string, n int) error {
-	keys := make([]store.Key, store.IdleShards)
-	for i := range keys {
-		keys[i] = store.Key{ID: randomKey(i), Keyring: "bench#1", Pool: name, Sealed: []byte{0}}
-	}
-	if err := s.PutKeys(ctx, keys); err != nil {
-		return fmt.Errorf("fill a pool: %w", err)
-	}
-	templates, err := leaseTemplates(ctx, c, keys)
-	if err != nil {
-		return err
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(8)
-	const part = 25 // items, the limit of BatchWriteItem
-	for at := store.IdleShards; at < n; at += part {
-		var puts []types.WriteRequest
-		for i := at; i < min(at+part, n); i++ {
-			item := maps.Clone(templates[i%store.IdleShards].item)
-			id := randomKey(i)
-			item[templates[i%store.IdleShards].keyName] = &types.AttributeValueMemberB{Value: id[:]}
-			puts = append(puts, types.WriteRequest{PutRequest: &types.PutRequest{Item: item}})
-		}
-		g.Go(func() error {
-			out, err := c.BatchWriteItem(ctx, &dynamodb.BatchWriteItemInput{RequestItems: map[string][]types.WriteRequest{leasesTable: puts}})
-			if err != nil || len(out.UnprocessedItems) > 0 {
-				return fmt.Errorf("fill a pool: %d items left: %w", len(out.UnprocessedItems), err)
-			}
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-// randomKey returns an id that lives in that shard.
-func randomKey(i int) (id record.KeyID) {
-	rand.Read(id[:])
-	id[0] = byte(i % store.IdleShards) //nolint:gosec // below 16
-	return id
-}
-
-const leasesTable = "leases"
-
-// template is a lease item and the attribute that holds its key id.
-type template struct {
-	item    map[string]types.AttributeValue
-	keyName string
-}
-
-func leaseTemplates(ctx context.Context, c *dynamodb.Client, keys []store.Key) ([]template, error) {
-	out, err := c.Scan(ctx, &dynamodb.ScanInput{TableName: aws.String(leasesTable)})
-	if err != nil {
-		return nil, fmt.Errorf("read lease items: %w", err)
-	}
-	found := make([]template, len(keys))
-	for _, item := range out.Items {
-		for name, v := range item {
-			if b, ok := v.(*types.AttributeValueMemberB); ok && len(b.Value) == len(record.KeyID{}) {
-				for i, k := range keys {
-					if k.ID == record.KeyID(b.Value) {
-						found[i] = template{item, name}
-					}
-				}
-			}
-		}
-	}
-	for i := range found {
-		if found[i].item == nil {
-			return nil, fmt.Errorf("the lease item of key %s is not in the first page", keys[i].ID)
-		}
-	}
-	return found, nil
-}
-
-// pickMany takes keys as the claimer does, and fills the window as often as a
-// small pool needs it.
-func pickMany(ctx context.Context, s *dynamo.Store, name string) (time.Duration, error) {
-	began := time.Now()
-	elapsed := func() time.Duration { return time.Since(began) }
-	for range picks / perFill {
-		w := lease.NewWindow(s, name, elapsed, time.Minute)
-		for range perFill {
-			if _, ok, err := w.Next(ctx); err != nil || !ok {
-				return 0, errors.Join(errors.New("the pool has no idle key"), err)
-			}
-		}
-	}
-	return time.Since(began) / picks, nil
 }

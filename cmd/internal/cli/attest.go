@@ -100,47 +100,40 @@ func (o *AttestOptions) Images() ([]attestation.Image, error) {
 }
 
 // Pairs are the wanted images, each with PCR16 of the config file, and those of
-// --pair.
-func (o *AttestOptions) Pairs() ([]attestation.Image, error) {
-	var pairs []attestation.Image
-	for _, text := range o.Pair {
-		img, err := readPair(text)
+// --pair; and the configs that these stand for.
+func (o *AttestOptions) Pairs() (images []attestation.Image, configs []*config.Config, err error) {
+	add := func(file string, of ...attestation.Image) error {
+		raw, parsed, err := (&AttestOptions{Config: file}).ReadConfig()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		pairs = append(pairs, img)
+		pcr := config.PCR16(raw)
+		for _, img := range of {
+			img.PCRs[configPCR] = pcr[:]
+		}
+		images, configs = append(images, of...), append(configs, parsed)
+		return nil
 	}
-	if len(pairs) > 0 && len(o.PCR0) == 0 && o.Measurements == "" {
-		return pairs, nil
+	if len(o.Pair) == 0 || len(o.PCR0) > 0 || o.Measurements != "" {
+		of, err := o.Images()
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := add(o.Config, of...); err != nil {
+			return nil, nil, err
+		}
 	}
-	images, err := o.Images()
-	if err != nil {
-		return nil, err
+	for _, text := range o.Pair {
+		digits, file, _ := strings.Cut(text, "=")
+		pcr0, err := parsePCR(digits)
+		if err != nil || file == "" {
+			return nil, nil, Usagef("--pair: want HEX=FILE with 96 hex digits")
+		}
+		if err := add(file, attestation.Image{PCRs: map[int][]byte{0: pcr0}}); err != nil {
+			return nil, nil, err
+		}
 	}
-	raw, _, err := o.ReadConfig()
-	if err != nil {
-		return nil, err
-	}
-	pcr := config.PCR16(raw)
-	for _, img := range images {
-		img.PCRs[configPCR] = pcr[:]
-	}
-	return append(images, pairs...), nil
-}
-
-func readPair(text string) (attestation.Image, error) {
-	digits, file, _ := strings.Cut(text, "=")
-	pcr0, err := parsePCR(digits)
-	if err != nil || file == "" {
-		return attestation.Image{}, Usagef("--pair: want HEX=FILE with 96 hex digits")
-	}
-	of := AttestOptions{Config: file}
-	raw, _, err := of.ReadConfig()
-	if err != nil {
-		return attestation.Image{}, err
-	}
-	pcr := config.PCR16(raw)
-	return attestation.Image{PCRs: map[int][]byte{0: pcr0, configPCR: pcr[:]}}, nil
+	return images, configs, nil
 }
 
 // Root is the trusted root. Another than Amazon's is said aloud on warn.

@@ -108,7 +108,7 @@ func listBatches(c *cobra.Command, at cli.StoreOptions, ids []string, state reco
 		return openBatches(c.Context(), s, keep)
 	case record.Signed, record.Refused, "":
 	}
-	return export.Walk(c.Context(), s, imports, func(it export.Item) error { return keep(&it.Batch) })
+	return export.Controls(c.Context(), s, imports, keep)
 }
 
 func batchesExportCmd() *cobra.Command {

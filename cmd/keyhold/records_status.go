@@ -165,9 +165,9 @@ func countExactly(c *cobra.Command, s store.Store, total int) (*exact, error) {
 	defer p.Finish()
 	var n exact
 	seen := 0
-	err = export.Walk(c.Context(), s, imports, func(it export.Item) error {
-		n.add(&it.Batch)
-		seen += it.Batch.Count
+	err = export.Controls(c.Context(), s, imports, func(b *store.Batch) error {
+		n.add(b)
+		seen += b.Count
 		p.Set(seen)
 		return nil
 	})

@@ -91,17 +91,36 @@ func Selected(ctx context.Context, s Store, ids []record.ImportID) ([]store.Impo
 // ahead; f is never called twice at once. Its memory does not grow with their
 // number. A batch that is missing although its import is done is an error.
 func Walk(ctx context.Context, s Store, imports []store.Import, f func(Item) error) error {
-	return WalkOver(ctx, s, imports, func(id record.BatchID) error {
-		return fmt.Errorf("batch %s is missing, although its import is done: %w", id, store.ErrNotFound)
-	}, f)
+	return WalkOver(ctx, s, imports, errMissing, f)
+}
+
+func errMissing(id record.BatchID) error {
+	return fmt.Errorf("batch %s is missing, although its import is done: %w", id, store.ErrNotFound)
 }
 
 // WalkOver is Walk for who goes on past batches that are missing although their
 // import is done: missing is called for each, in its place of the order.
 func WalkOver(ctx context.Context, s Store, imports []store.Import, missing func(record.BatchID) error, f func(Item) error) error {
 	keys := newKeyCache(s)
+	return walkAll(ctx, imports, missing, f, func(ctx context.Context, im store.Import, id record.BatchID) place {
+		return read(ctx, s, keys, im, id)
+	})
+}
+
+// Controls calls f for the control item of every batch of these imports, as Walk
+// does, and reads nothing else.
+func Controls(ctx context.Context, s Store, imports []store.Import, f func(*store.Batch) error) error {
+	return walkAll(ctx, imports, errMissing, func(it Item) error { return f(&it.Batch) },
+		func(ctx context.Context, im store.Import, id record.BatchID) place {
+			return readControl(ctx, s, im, id)
+		})
+}
+
+func walkAll(ctx context.Context, imports []store.Import, missing func(record.BatchID) error, f func(Item) error,
+	read func(context.Context, store.Import, record.BatchID) place,
+) error {
 	for _, im := range imports {
-		w := walk{s: s, keys: keys, im: im, missing: missing, f: f, queue: make(chan chan place, ahead)}
+		w := walk{im: im, read: read, missing: missing, f: f, queue: make(chan chan place, ahead)}
 		if err := w.run(ctx); err != nil {
 			return err
 		}
@@ -128,9 +147,8 @@ type place struct {
 
 // walk is that of one import.
 type walk struct {
-	s       Store
-	keys    *keyCache
 	im      store.Import
+	read    func(context.Context, store.Import, record.BatchID) place
 	missing func(record.BatchID) error
 	f       func(Item) error
 	queue   chan chan place // in order; its length bounds what is read ahead
@@ -149,7 +167,7 @@ func (w *walk) run(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			}
-			reads.Go(func() { slot <- read(ctx, w.s, w.keys, w.im, record.MakeBatchID(w.im.ID, n)) })
+			reads.Go(func() { slot <- w.read(ctx, w.im, record.MakeBatchID(w.im.ID, n)) })
 		}
 	})
 	err := w.consume()
@@ -214,9 +232,8 @@ func (t *tail) reached(n int) bool {
 	return t.im.State != store.ImportAborted || n >= t.im.Records/max(t.fewest, 1)
 }
 
-// read fetches one batch. Only a failing store is an error; what is wrong with
-// the batch itself is its Problem.
-func read(ctx context.Context, s Store, keys *keyCache, im store.Import, id record.BatchID) place {
+// readControl fetches the control item of one batch.
+func readControl(ctx context.Context, s Store, im store.Import, id record.BatchID) place {
 	b, err := s.Batch(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return place{}
@@ -224,19 +241,28 @@ func read(ctx context.Context, s Store, keys *keyCache, im store.Import, id reco
 	if err != nil {
 		return place{err: fmt.Errorf("read batch %s: %w", id, err)}
 	}
-	var problems []error
-	if b.ID != id || b.ImportID != im.ID || b.Kind != im.Kind || b.Pool != im.Pool || !im.KeyID.IsZero() && b.KeyID != im.KeyID {
-		problems = append(problems, fmt.Errorf("batch %s is not as its import asked for it", id))
-		b.ID = id
-	}
 	it := Item{Batch: b}
-	parts, err := it.fetch(ctx, s, keys)
+	if b.ID != id || b.ImportID != im.ID || b.Kind != im.Kind || b.Pool != im.Pool || !im.KeyID.IsZero() && b.KeyID != im.KeyID {
+		it.Problem = fmt.Errorf("batch %s is not as its import asked for it", id)
+		it.Batch.ID = id
+	}
+	return place{item: it, found: true}
+}
+
+// read fetches one batch. Only a failing store is an error; what is wrong with
+// the batch itself is its Problem.
+func read(ctx context.Context, s Store, keys *keyCache, im store.Import, id record.BatchID) place {
+	p := readControl(ctx, s, im, id)
+	if !p.found {
+		return p
+	}
+	parts, err := p.item.fetch(ctx, s, keys)
 	if err != nil {
 		return place{err: err}
 	}
-	problems = append(problems, parts.problems[:]...)
-	it.Problem = errors.Join(append(problems, it.decode(parts))...)
-	return place{item: it, found: true}
+	problems := append([]error{p.item.Problem}, parts.problems[:]...)
+	p.item.Problem = errors.Join(append(problems, p.item.decode(parts))...)
+	return p
 }
 
 // parts of a batch as the store has them.

@@ -403,3 +403,23 @@ func lines(t *testing.T, b []byte) (out []map[string]any) {
 	}
 	return out
 }
+
+func TestControlsReadNothingButControlItems(t *testing.T) {
+	s := newTables()
+	s.ready(store.Import{ID: "a", State: store.ImportDone, Batches: 40}, numbers(0, 40)...)
+	s.before = func(_ context.Context, call string) error {
+		if call != "Batch" {
+			return fmt.Errorf("%s was called", call)
+		}
+		return nil
+	}
+	var got []int
+	must(t, export.Controls(t.Context(), s, s.imports, func(b *store.Batch) error {
+		_, n, err := b.ID.Split()
+		got = append(got, n)
+		return err
+	}))
+	if diff := cmp.Diff(numbers(0, 40), got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/enclave/internal/boot"
 	"github.com/keyhold/keyhold/enclave/internal/serve"
@@ -54,6 +55,11 @@ type Options struct {
 	CA     *nsmtest.CA // that the NSM is under; nil: one of its own
 	PCR0   []byte      // 48 bytes; nil: nsmtest.Measurements("enclavetest")
 
+	// Device, where set, makes the NSM of each boot in place of the software NSM,
+	// whose documents cost milliseconds: for simulators that boot thousands of times
+	// and look at no document. CA, PCR0 and Server.NSM are of no use then.
+	Device func() (nsm.Session, error)
+
 	Mono     func() time.Duration // nil: by package time since New, so a synctest bubble's
 	Now      func() time.Time     // the NSM's clock; nil: time.Now
 	MaxConns int                  // 0: DefaultMaxConns
@@ -88,7 +94,7 @@ type Server struct {
 
 // life is one boot.
 type life struct {
-	nsm    *nsmtest.NSM
+	nsm    *nsmtest.NSM // nil with Options.Device
 	boot   *boot.Boot
 	server *serve.Server
 	ctx    context.Context //nolint:containedctx // the boot's own life time, not a caller's
@@ -142,7 +148,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.CA == nil {
+	if o.CA == nil && o.Device == nil {
 		ca, err := nsmtest.NewCA(o.Now)
 		if err != nil {
 			return nil, fmt.Errorf("enclavetest: %w", err)
@@ -168,16 +174,14 @@ func New(ctx context.Context, o Options) (*Server, error) {
 // it is up. All but a Bare one are ready with all keys when it returns.
 func (s *Server) Restart(ctx context.Context) error {
 	s.Crash()
-	pcrs := nsmtest.Measurements("enclavetest")
-	pcrs[0] = s.opt.PCR0
-	device, err := nsmtest.New(s.opt.CA, nsmtest.Options{PCRs: pcrs, Now: s.opt.Now})
+	l := &life{}
+	session, err := s.device(l)
 	if err != nil {
 		return fmt.Errorf("enclavetest: %w", err)
 	}
-	l := &life{nsm: device}
 	l.ctx, l.kill = context.WithCancel(context.WithoutCancel(ctx))
 	l.boot, err = boot.New(boot.Options{
-		NSM: device, Entropy: func() error { return nil }, Mono: s.opt.Mono, MaxLanes: 2 * s.opt.MaxConns,
+		NSM: session, Entropy: func() error { return nil }, Mono: s.opt.Mono, MaxLanes: 2 * s.opt.MaxConns,
 		KMS:    func(string, func() time.Time) (boot.KMS, error) { return s.opt.KMS, nil },
 		Logger: s.opt.Logger, BeforeRecord: s.beforeRecord(),
 	})
@@ -208,4 +212,16 @@ func (s *Server) Restart(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.life = l
 	return nil
+}
+
+// device makes the NSM of one boot.
+func (s *Server) device(l *life) (nsm.Session, error) {
+	if s.opt.Device != nil {
+		return s.opt.Device()
+	}
+	pcrs := nsmtest.Measurements("enclavetest")
+	pcrs[0] = s.opt.PCR0
+	soft, err := nsmtest.New(s.opt.CA, nsmtest.Options{PCRs: pcrs, Now: s.opt.Now})
+	l.nsm = soft
+	return soft, err
 }

@@ -95,8 +95,10 @@ type Client struct {
 	hello wire.HelloReply
 	slots chan struct{} // one for each request in flight
 
-	sending sync.Mutex // keeps ids, queue and bytes in one order
-	nextID  uint64     // under sending
+	// sending holds one token while a request is written, which keeps ids, queue and
+	// bytes in one order. No mutex: a write waits for the peer.
+	sending chan struct{}
+	nextID  uint64 // under sending
 
 	mu     sync.Mutex
 	queue  []*pending    // answers that are owed, oldest first
@@ -132,6 +134,7 @@ func Connect(ctx context.Context, dial Dialer, opt Options) (*Client, error) {
 	}
 	c := &Client{
 		conn: conn, opt: opt, slots: make(chan struct{}, wire.MaxInFlight), dead: make(chan struct{}),
+		sending: make(chan struct{}, 1),
 	}
 	c.reader.Go(c.read)
 	h, err := do[wire.HelloReply](ctx, c, wire.TypeHello, "hello", opt.Timeout, &wire.Hello{})
@@ -259,8 +262,8 @@ func (c *Client) roundTrip(ctx context.Context, t wire.Type, timeout time.Durati
 // send queues the request and writes it. A request that was queued gets its
 // answer through done, whatever becomes of the write.
 func (c *Client) send(t wire.Type, deadline time.Time, body any) (*pending, error) {
-	c.sending.Lock()
-	defer c.sending.Unlock()
+	c.sending <- struct{}{} // whoever has it ends with its write deadline at the latest
+	defer func() { <-c.sending }()
 	c.nextID++
 	frame, err := wire.Encode(c.nextID, t, body)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -61,7 +60,7 @@ type Engine struct {
 	open       atomic.Pointer[opened]
 	gates      gates
 	lanes      lanes
-	alone      sync.RWMutex // read by every batch, written by a suspect
+	alone      solo // every batch has a share of it, a suspect has all
 
 	signed, refused, batches atomic.Uint64
 }
@@ -98,6 +97,7 @@ func New(o Options) (*Engine, error) {
 		tickets: tickets{bootID: id, secret: secret.New(ticketSecret)},
 		gates:   gates{keys: make(map[record.KeyID]*gate)},
 		lanes:   lanes{bootID: id, key: secret.New(private), limit: o.MaxLanes},
+		alone:   newSolo(),
 	}, nil
 }
 

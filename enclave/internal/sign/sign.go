@@ -44,7 +44,11 @@ func (e *Engine) Sign(ctx context.Context, lane *Lane, m *wire.Sign) (*wire.Sign
 		return nil, fmt.Errorf("use key: %w", err)
 	}
 	defer leave()
-	defer e.withOthers(m.Alone)()
+	together, err := e.alone.enter(ctx, m.Alone, deadline-e.clock.Mono())
+	if err != nil {
+		return nil, fmt.Errorf("wait for other batches: %w", err)
+	}
+	defer together()
 
 	current := func() error {
 		if err := ctx.Err(); err != nil {
@@ -80,18 +84,6 @@ func (e *Engine) deadline(limit config.LeaseLimit, m *wire.Sign) (time.Duration,
 		return 0, refusal.Deadline
 	}
 	return deadline, nil
-}
-
-// withOthers lets batches run side by side, but a suspect without any other, so
-// that it takes only itself down. The wait is bounded by the deadlines of the
-// batches at work. It returns the unlock.
-func (e *Engine) withOthers(alone bool) (unlock func()) {
-	if alone {
-		e.alone.Lock()
-		return e.alone.Unlock
-	}
-	e.alone.RLock()
-	return e.alone.RUnlock
 }
 
 // release passes the last check and makes the receipt.

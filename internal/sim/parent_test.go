@@ -1,0 +1,198 @@
+package sim_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/keyhold/keyhold/internal/wire"
+	"github.com/keyhold/keyhold/parent/pipeline"
+	"github.com/keyhold/keyhold/parent/signclient"
+)
+
+// parent is one process on a host of its own, from start to death.
+type parent struct {
+	w     *world
+	name  string
+	lease time.Duration
+	skew  time.Duration // of its wall clock
+	rate  float64       // of its other one
+
+	ctx  context.Context //nolint:containedctx // ends when it is told to stop, or dies
+	stop context.CancelFunc
+	dead chan struct{} // closed when it died: nothing that it does has any effect any more
+
+	mu      sync.Mutex
+	resumes time.Time // it stands still until then
+	dials   map[string]int
+	conns   []*nearConn
+}
+
+func (w *world) newParent(name string, slot int) *parent {
+	w.mu.Lock()
+	w.parents++
+	name = fmt.Sprintf("%s/%d", name, w.parents)
+	w.mu.Unlock()
+	r := w.dice.of("clock of " + name)
+	p := &parent{
+		w: w, name: name, lease: w.plan.leases[slot%len(w.plan.leases)], rate: clockRate(r),
+		skew: time.Duration((2*r.Float64() - 1) * float64(wallSkew)),
+		dead: make(chan struct{}), dials: map[string]int{},
+	}
+	p.ctx, p.stop = context.WithCancel(w.ctx)
+	w.mu.Lock()
+	w.alive[p] = true
+	w.mu.Unlock()
+	return p
+}
+
+func (p *parent) leave() {
+	p.stop()
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	delete(p.w.alive, p)
+}
+
+func (p *parent) now() time.Time { return time.Now().Add(p.skew) }
+
+func (p *parent) elapsed() time.Duration {
+	return time.Duration(float64(time.Since(p.w.start)) * p.rate)
+}
+
+// keepParent runs one parent after the other: some are told to stop and end
+// well, others die.
+func (w *world) keepParent(slot int) {
+	r := w.dice.of(fmt.Sprintf("life of parent %d", slot))
+	sleep(w.ctx, upTo(r, 2*time.Second))
+	for w.ctx.Err() == nil {
+		p := w.newParent(fmt.Sprintf("parent-%d", slot), slot)
+		ended := make(chan struct{})
+		w.running.Go(func() {
+			defer close(ended)
+			p.run()
+		})
+		shutdown := time.NewTimer(p.lifeTime(r))
+		select {
+		case <-shutdown.C:
+			if w.isCalm() {
+				<-p.ctx.Done()
+				break
+			}
+			p.stop()
+			<-ended
+		case <-p.ctx.Done():
+		}
+		shutdown.Stop()
+		p.leave()
+		sleep(w.ctx, upTo(r, 3*time.Second))
+	}
+}
+
+// lifeTime until it is told to stop.
+func (p *parent) lifeTime(r *rand.Rand) time.Duration {
+	if p.w.plan.calm || r.IntN(3) > 0 {
+		return time.Hour
+	}
+	return upTo(r, 30*time.Second)
+}
+
+func (p *parent) run() {
+	r := p.w.dice.of("owner of " + p.name)
+	cfg := pipeline.Config{
+		Store: &view{Store: p.w.tables, p: p}, Workers: 1, Lease: p.lease,
+		Owner: fmt.Sprintf("%s-%x", p.name, r.Uint64()), Rand: rand.New(source{p.w.dice, p.name}), //nolint:gosec // a simulator
+		Now: p.now, Elapsed: p.elapsed, Logger: slog.New(slog.DiscardHandler),
+	}
+	for _, e := range p.w.enclaves {
+		cfg.Enclaves = append(cfg.Enclaves, pipeline.Enclave{Name: e.name, Connect: p.connector(e)})
+	}
+	if err := pipeline.Run(p.ctx, cfg); err != nil {
+		p.w.judge.fail("run", "%s: %v", p.name, err)
+	}
+}
+
+func (p *parent) connector(e *enclave) func(context.Context) (*signclient.Client, error) {
+	return func(ctx context.Context) (*signclient.Client, error) {
+		r := p.w.dice.mine(p.name + " to " + e.name)
+		if err := p.travel(ctx, upTo(r, 5*time.Millisecond)); err != nil {
+			return nil, err
+		}
+		dial, who := p.dialer(e)
+		return signclient.Connect(ctx, dial, signclient.Options{Trace: func(t wire.Type) func(error) {
+			r := p.w.dice.mine(who + " " + string(t))
+			p.rest(upTo(r, time.Millisecond))
+			return func(error) { p.rest(upTo(r, time.Millisecond)) }
+		}})
+	}
+}
+
+// travel takes the time of one way, and longer while the parent stands still.
+// What a dead parent waits for never comes.
+func (p *parent) travel(ctx context.Context, d time.Duration) error {
+	sleep(ctx, d)
+	for ctx.Err() == nil && !p.isDead() {
+		p.mu.Lock()
+		still := time.Until(p.resumes)
+		p.mu.Unlock()
+		if still <= 0 {
+			return nil
+		}
+		sleep(ctx, still+d)
+	}
+	if ctx.Err() == nil {
+		<-ctx.Done()
+	}
+	return fmt.Errorf("travel: %w", ctx.Err())
+}
+
+// rest is travel for who has no context.
+func (p *parent) rest(d time.Duration) {
+	ctx, cancel := context.WithCancel(p.w.ctx)
+	defer cancel()
+	defer context.AfterFunc(p.ctx, func() {
+		if p.isDead() {
+			cancel()
+		}
+	})()
+	_ = p.travel(ctx, d) // it ends early where the parent does
+}
+
+func (p *parent) isDead() bool {
+	select {
+	case <-p.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+// standStill for up to three leases: every call and every connection waits.
+func (p *parent) standStill(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resumes = time.Now().Add(d)
+}
+
+// die at once: nothing has any effect any more, connections end a moment later.
+func (p *parent) die() {
+	p.mu.Lock()
+	if p.isDead() {
+		p.mu.Unlock()
+		return
+	}
+	close(p.dead)
+	conns := p.conns
+	p.conns = nil
+	p.mu.Unlock()
+	p.w.trace.add(p.w.start, p.name, "dies", "", "")
+	p.stop()
+	p.w.running.Go(func() {
+		for _, c := range conns { // a nanosecond apart, so that the enclave sees them in one order
+			c.cut()
+			sleep(p.w.ctx, 1)
+		}
+	})
+}

@@ -11,57 +11,80 @@ import (
 	"time"
 )
 
-// dice gives every caller draws of its own, so that no draw depends on which of
-// two goroutines the scheduler ran first. A call is known by what it is about
-// and how often that came before; where production code says nothing about
-// itself (jitter, ids) the goroutine is known by what it did first.
+// dice gives every call draws of its own, so that no draw depends on which of two
+// goroutines the scheduler ran first. A call is known by what it is about and by
+// how often that came before. Where production code says nothing about itself, it
+// is known by the moment, or by what its goroutine read last.
 type dice struct {
 	seed uint64
 
-	mu      sync.Mutex
-	counts  map[string]uint64
-	streams map[uint64]*rand.Rand // by goroutine
+	mu     sync.Mutex
+	counts map[string]uint64
+	last   map[uint64]string // by goroutine: the batch that it works on
+	drawn  map[uint64]moment // by goroutine
+}
+
+// moment at which a goroutine drew, and how often it did then.
+type moment struct {
+	at time.Time
+	n  uint64
 }
 
 func newDice(seed uint64) *dice {
-	return &dice{seed: seed, counts: map[string]uint64{}, streams: map[uint64]*rand.Rand{}}
+	return &dice{seed: seed, counts: map[string]uint64{}, last: map[uint64]string{}, drawn: map[uint64]moment{}}
 }
 
 // of returns the stream of the next call with that name.
 func (d *dice) of(name string) *rand.Rand {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.next(name)
-}
-
-func (d *dice) next(name string) *rand.Rand {
-	h := fnv.New64a()
-	h.Write([]byte(name)) //nolint:errcheck // a hash never fails
 	d.counts[name]++
-	return rand.New(rand.NewPCG(d.seed^h.Sum64(), d.counts[name])) //nolint:gosec // a simulator wants to be repeated
+	return d.stream(name, d.counts[name])
 }
 
-// mine returns the stream of the calling goroutine, which is called name where
-// it was never seen before.
-func (d *dice) mine(name string) *rand.Rand {
+func (d *dice) stream(name string, n uint64) *rand.Rand {
+	h := fnv.New64a()
+	h.Write([]byte(name))                             //nolint:errcheck // a hash never fails
+	return rand.New(rand.NewPCG(d.seed^h.Sum64(), n)) //nolint:gosec // a simulator wants to be repeated
+}
+
+// worksOn says what the calling goroutine works on from now on.
+func (d *dice) worksOn(name string) {
 	id := goroutine()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	r := d.streams[id]
-	if r == nil {
-		r = d.next("goroutine " + name)
-		d.streams[id] = r
-	}
-	return r
+	d.counts[name]++
+	d.last[id] = fmt.Sprintf("%s %d", name, d.counts[name])
+}
+
+// mine returns a stream for the calling goroutine, by what it works on.
+func (d *dice) mine(name string) *rand.Rand {
+	id := goroutine()
+	d.mu.Lock()
+	last := d.last[id]
+	d.mu.Unlock()
+	return d.of(name + " at " + last)
 }
 
 // source is a rand.Source for production code that draws from several goroutines.
+// Two that draw at one moment get the same.
 type source struct {
 	d    *dice
 	name string
 }
 
-func (s source) Uint64() uint64 { return s.d.mine(s.name).Uint64() }
+func (s source) Uint64() uint64 {
+	id, now := goroutine(), time.Now()
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	m := s.d.drawn[id]
+	if !m.at.Equal(now) {
+		m = moment{at: now}
+	}
+	m.n++
+	s.d.drawn[id] = m
+	return s.d.stream(s.name+" draws", uint64(now.UnixNano())+m.n<<48).Uint64() //nolint:gosec // a simulator
+}
 
 // goroutine returns the number of the calling goroutine.
 func goroutine() uint64 {

@@ -26,6 +26,7 @@ type judge struct {
 	tickets  map[string]time.Time            // when each was issued
 	acked    map[place]revocation            // by boot and key
 	boots    map[string]int                  // of each enclave
+	down     map[string]bool                 // enclaves that died and are not up again
 	steps    map[string]string               // sign or probe, by enclave and payload
 	probes   []*probe
 	overtook int // most idle keys that one claim passed over
@@ -63,7 +64,8 @@ func newJudge(w *world) *judge {
 	return &judge{
 		w: w, claims: map[record.KeyID]holding{}, claimed: map[record.BatchID]record.Fence{},
 		commits: map[record.KeyID]record.Fence{}, results: map[record.BatchID][]byte{},
-		tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, steps: map[string]string{},
+		tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, down: map[string]bool{},
+		steps: map[string]string{},
 	}
 }
 
@@ -167,6 +169,20 @@ func (j *judge) booted(e *enclave) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.boots[e.name]++
+	j.down[e.name] = false
+}
+
+func (j *judge) died(e *enclave) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.down[e.name] = true
+}
+
+// gone reports whether the boot that c talks to is no more.
+func (j *judge) gone(c *conn) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.down[c.e.name] || j.boots[c.e.name] != c.boot
 }
 
 func (j *judge) boot(e *enclave) int {

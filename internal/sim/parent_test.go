@@ -33,8 +33,8 @@ type parent struct {
 
 func (w *world) newParent(name string, slot int) *parent {
 	w.mu.Lock()
-	w.parents++
-	name = fmt.Sprintf("%s/%d", name, w.parents)
+	w.parents[name]++
+	name = fmt.Sprintf("%s/%d", name, w.parents[name])
 	w.mu.Unlock()
 	r := w.dice.of("clock of " + name)
 	p := &parent{
@@ -116,17 +116,51 @@ func (p *parent) run() {
 
 func (p *parent) connector(e *enclave) func(context.Context) (*signclient.Client, error) {
 	return func(ctx context.Context) (*signclient.Client, error) {
-		r := p.w.dice.mine(p.name + " to " + e.name)
-		if err := p.travel(ctx, upTo(r, 5*time.Millisecond)); err != nil {
+		if err := p.travel(ctx, upTo(p.w.dice.of(p.name+" to "+e.name), 5*time.Millisecond)); err != nil {
 			return nil, err
 		}
-		dial, who := p.dialer(e)
-		return signclient.Connect(ctx, dial, signclient.Options{Trace: func(t wire.Type) func(error) {
-			r := p.w.dice.mine(who + " " + string(t))
-			p.rest(upTo(r, time.Millisecond))
-			return func(error) { p.rest(upTo(r, time.Millisecond)) }
-		}})
+		dial, name := p.dialer(e)
+		h := &hurdles{p: p, name: name, asking: map[uint64]bool{}}
+		return signclient.Connect(ctx, dial, signclient.Options{Now: h.now, Trace: h.trace})
 	}
+}
+
+// hurdles keep the two slots of a connection apart, for what ends a wait of one
+// often ends that of the other: each takes a time of its own before it asks for
+// anything and after every answer. While a connection is made only one of them
+// works on it, and it does not matter which.
+type hurdles struct {
+	p    *parent
+	name string
+
+	mu     sync.Mutex
+	asking map[uint64]bool // goroutines between trace and now
+}
+
+func (h *hurdles) trace(t wire.Type) func(error) {
+	name := h.name + " " + string(t)
+	draw := h.p.w.dice.mine
+	if t == wire.TypeHello || t == wire.TypeReceipts {
+		draw = h.p.w.dice.of
+	}
+	h.p.rest(upTo(draw(name), time.Millisecond))
+	h.mu.Lock()
+	h.asking[goroutine()] = true
+	h.mu.Unlock()
+	return func(error) { h.p.rest(upTo(draw(name), time.Millisecond)) }
+}
+
+// now is asked for the age of a ticket, and once more when a request is sent.
+func (h *hurdles) now() time.Time {
+	id := goroutine()
+	h.mu.Lock()
+	asking := h.asking[id]
+	delete(h.asking, id)
+	h.mu.Unlock()
+	if !asking {
+		h.p.rest(upTo(h.p.w.dice.mine(h.name), time.Millisecond))
+	}
+	return time.Now()
 }
 
 // travel takes the time of one way, and longer while the parent stands still.

@@ -26,6 +26,7 @@ func (e event) String() string {
 type trace struct {
 	mu     sync.Mutex
 	events []event
+	over   bool     // what comes now belongs to cleaning up
 	names  []string // pairs, for replacing
 	boots  map[record.BootID]string
 }
@@ -33,7 +34,16 @@ type trace struct {
 func (t *trace) add(start time.Time, who, op, what, ended string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.over {
+		return
+	}
 	t.events = append(t.events, event{time.Since(start), who, op, what, ended})
+}
+
+func (t *trace) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.over = true
 }
 
 // name replaces what in everything that is printed.

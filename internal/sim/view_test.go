@@ -140,6 +140,7 @@ func (v *view) Batch(ctx context.Context, id record.BatchID) (store.Batch, error
 }
 
 func (v *view) Payload(ctx context.Context, id record.BatchID) ([]byte, error) {
+	v.p.w.dice.worksOn(v.p.name + " works on " + string(id))
 	return through(ctx, v, "payload", string(id), func() ([]byte, error) { return v.Store.Payload(ctx, id) })
 }
 

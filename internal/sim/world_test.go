@@ -43,9 +43,9 @@ type world struct {
 
 	enclaves []*enclave
 
-	mu      sync.Mutex // of everything below, and around each effect of a store call
-	calm    bool       // faults have stopped
-	parents int        // started so far
+	mu      sync.Mutex     // of everything below, and around each effect of a store call
+	calm    bool           // faults have stopped
+	parents map[string]int // started so far, by name
 	alive   map[*parent]bool
 	done    map[string]bool // imports
 }
@@ -55,7 +55,7 @@ func newWorld(t *testing.T, p plan, k *keys) *world {
 	t.Helper()
 	w := &world{
 		plan: p, keys: k, dice: newDice(p.seed), tables: memory.New(), start: time.Now(),
-		alive: map[*parent]bool{}, done: map[string]bool{},
+		alive: map[*parent]bool{}, parents: map[string]int{}, done: map[string]bool{},
 	}
 	w.judge = newJudge(w)
 	w.ctx, w.end = context.WithCancel(t.Context())
@@ -95,6 +95,7 @@ func (w *world) run() {
 		w.requeue()
 	}
 	w.lasted = time.Since(w.start)
+	w.trace.stop()
 	w.judge.atTheEnd()
 	w.stop()
 }
@@ -253,12 +254,13 @@ func (e *enclave) beforeRecord(payload []byte) bool {
 }
 
 func (e *enclave) crash(why string) {
-	e.server.Crash()
 	e.tellDead(why)
+	e.server.Crash()
 }
 
 func (e *enclave) tellDead(why string) {
 	e.w.trace.add(e.w.start, e.name, "crash", why, "")
+	e.w.judge.died(e)
 	select {
 	case e.died <- struct{}{}:
 	default:

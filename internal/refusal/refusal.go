@@ -77,6 +77,7 @@ const (
 const (
 	UsageWrong       Code = "usage"
 	StoreUnreachable Code = "store_unreachable"
+	StoreDenied      Code = "store_denied"
 	TablesMissing    Code = "tables_missing"
 	ImportLine       Code = "import_line"
 	ImportConflict   Code = "import_conflict"
@@ -149,6 +150,7 @@ var table = []Entry{
 	{DigestLength, Refuse, 3, 400, "the digest to sign does not have 32 bytes"},
 	{UsageWrong, Refuse, 2, 400, "wrong usage"},
 	{StoreUnreachable, Retry, 1, 503, "DynamoDB could not be reached or did not answer"},
+	{StoreDenied, Refuse, 1, 403, "DynamoDB denied the request: check the credentials, their expiry and their permissions on the tables"},
 	{TablesMissing, Refuse, 1, 503, "the tables are not there: run keyhold tables create"},
 	{ImportLine, Refuse, 1, 400, "a line of the input is not a record"},
 	{ImportConflict, Refuse, 1, 409, "an import of this id exists with other values"},

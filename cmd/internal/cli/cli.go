@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/spf13/cobra"
 
@@ -118,6 +119,21 @@ func classify(ctx context.Context, err error) error {
 		return fmt.Errorf("%w (%w)", err, refusal.PortInUse)
 	case unsent:
 		return fmt.Errorf("%w (%w)", send.Err, refusal.StoreUnreachable)
+	}
+	if answer, ok := errors.AsType[smithy.APIError](err); ok {
+		return classifyAnswer(err, answer)
+	}
+	return err
+}
+
+// classifyAnswer gives an error that DynamoDB itself answered its code.
+func classifyAnswer(err error, answer smithy.APIError) error {
+	switch answer.ErrorCode() {
+	case "AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException", "InvalidSignatureException", "MissingAuthenticationTokenException":
+		return fmt.Errorf("%w (%w)", err, refusal.StoreDenied)
+	}
+	if answer.ErrorFault() == smithy.FaultServer {
+		return fmt.Errorf("%w (%w)", err, refusal.StoreUnreachable)
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/aws/smithy-go"
 	"github.com/spf13/cobra"
 
 	"github.com/keyhold/keyhold/attestation"
@@ -66,6 +67,8 @@ func TestACommandEndsWithTheCodeOfItsError(t *testing.T) {
 		{name: "group alone", args: []string{"noun"}, exit: 2, says: "tool noun: want one of verb"},
 		{name: "tables missing", err: fmt.Errorf("read: %w", store.ErrNoTables), args: run, exit: 1, says: "run keyhold tables create"},
 		{name: "throttled", err: fmt.Errorf("read: %w", store.ErrThrottled), args: run, exit: 1, says: "store_unreachable"},
+		{name: "a 500 of the database", err: fmt.Errorf("read: %w", &smithy.GenericAPIError{Code: "InternalServerError", Fault: smithy.FaultServer}), args: run, exit: 1, says: "store_unreachable"},
+		{name: "expired credentials", err: fmt.Errorf("read: %w", &smithy.GenericAPIError{Code: "ExpiredTokenException", Fault: smithy.FaultClient}), args: run, exit: 1, says: "store_denied"},
 		{name: "full disk", err: &os.PathError{Op: "write", Path: "f", Err: syscall.ENOSPC}, args: run, exit: 1, says: "disk_full"},
 		{name: "port in use", err: &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}, args: run, exit: 1, says: "port_in_use"},
 		{name: "stopped", err: fmt.Errorf("sign: %w", context.Canceled), args: run, exit: 1, says: "tool: stopped by a signal"},

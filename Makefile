@@ -83,3 +83,26 @@ build: ## build bin/keyhold-enclave, bin/keyhold-parent, bin/keyhold and bin/key
 .PHONY: clean
 clean: ## remove bin/ and the demo's folder (installed tools stay)
 	rm -rf bin .keyhold/demo
+
+# Built in a module of their own, whose go.sum pins all they consist of: what they need is not Keyhold's.
+.tools/go/capslock: TOOL := github.com/google/capslock/cmd/capslock
+.tools/go/cyclonedx-gomod: TOOL := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+.tools/go/%: tools/go/go.mod tools/go/go.sum
+	cd tools/go && GOFLAGS= go build -trimpath -buildvcs=false -o $(CURDIR)/$@ $(TOOL)
+
+.PHONY: capabilities
+capabilities: .tools/go/capslock ## compare what enclave and parent can do with the baseline (UPDATE=1 writes it anew)
+	KEYHOLD_CAPSLOCK=$(CURDIR)/$< go test -count=1 -v -run 'Capabilit' ./internal/archtest $(if $(UPDATE),-update)
+
+# The tool cannot leave the time out, and the same commit shall give the same file.
+define sbom
+env -u CGO_CFLAGS -u CGO_CPPFLAGS -u CGO_LDFLAGS GOFLAGS=$(2) CGO_ENABLED=1 \
+	.tools/go/cyclonedx-gomod app -json -noserial -main cmd/$(1) . | sed '/^    "timestamp": /d' >dist/keyhold-$(1).cdx.json
+endef
+
+.PHONY: sbom
+sbom: .tools/go/cyclonedx-gomod ## write dist/keyhold-enclave.cdx.json and dist/keyhold-parent.cdx.json
+	mkdir -p dist
+	$(call sbom,enclave,-tags=$(ENCLAVE_TAGS))
+	$(call sbom,parent,)
+	KEYHOLD_SBOM=$(CURDIR)/dist go test -count=1 -v -run 'SBOM' ./internal/archtest

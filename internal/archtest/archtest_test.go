@@ -27,6 +27,9 @@ const enclaveTags = "netgo,osusergo"
 // example is a package whose imports are known.
 const example = "internal/archtest/testdata/reaches"
 
+// trees are the folders that the programs are built of.
+var trees = []string{"attestation", "cmd", "enclave", "internal", "keypolicy", "parent"}
+
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // A rule says what root must not reach, directly or through others, tests left aside.
@@ -47,7 +50,7 @@ func own(path string) string { return module + "/" + path }
 
 // testOnly is what no shipped program links.
 var testOnly = []string{
-	own("internal/awslocal"), own("internal/bench"), own("internal/e2e"),
+	own("internal/awslocal"), own("internal/bench"), own("internal/e2e"), own("internal/sim"),
 	own("attestation/nsmtest"), own("enclave/enclavetest"), own("parent/store/storetest"),
 	"testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak",
 }
@@ -194,12 +197,7 @@ func TestAnImportThroughAnotherPackageIsSeen(t *testing.T) {
 
 func TestTheEnclaveLinksTheModulesOnTheList(t *testing.T) {
 	needs(t, "cmd/enclave")
-	out := goList(t, "-deps", "-tags", enclaveTags, "-f", "{{with .Module}}{{.Path}} {{.Version}}{{end}}", "./cmd/enclave")
-	got := slices.Compact(slices.Sorted(slices.Values(out)))
-	got = slices.DeleteFunc(got, func(line string) bool {
-		return line == "" || strings.TrimSpace(line) == module // the standard library; ourselves
-	})
-	text := strings.Join(got, "\n") + "\n"
+	text := strings.Join(linkedModules(t, "./cmd/enclave", enclaveTags), "\n") + "\n"
 
 	golden := filepath.Join("testdata", "enclave-modules.txt")
 	if *update {
@@ -244,6 +242,16 @@ func TestTheMakefileBuildsTheEnclaveWithTheTagsTestedHere(t *testing.T) {
 		}
 	}
 	t.Error("the Makefile sets no ENCLAVE_TAGS")
+}
+
+// linkedModules returns the modules and versions that a program links, this one left aside.
+func linkedModules(t *testing.T, root, tags string) []string {
+	t.Helper()
+	out := goList(t, "-deps", "-tags", tags, "-f", "{{with .Module}}{{.Path}} {{.Version}}{{end}}", root)
+	got := slices.Compact(slices.Sorted(slices.Values(out)))
+	return slices.DeleteFunc(got, func(line string) bool {
+		return line == "" || strings.TrimSpace(line) == module // the standard library; ourselves
+	})
 }
 
 // allows tells whether the rule has nothing against a package.
@@ -315,7 +323,7 @@ func packages(t *testing.T) map[string][]string {
 // changed that the test itself looked at: it does not see what go list reads.
 func watch(t *testing.T) {
 	t.Helper()
-	for _, tree := range []string{"attestation", "cmd", "enclave", "internal", "keypolicy", "parent"} {
+	for _, tree := range trees {
 		err := filepath.WalkDir(filepath.Join(moduleRoot(t), tree), func(_ string, _ fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil

@@ -2,7 +2,9 @@ package pipeline_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,4 +124,29 @@ func TestEveryStoreCallMayFailBeforeOrAfterItWasApplied(t *testing.T) {
 			t.Errorf("only %d calls were made", calls)
 		}
 	}
+}
+
+// A claim that was lost before it was applied, and then a lease that cannot be
+// read, must not cost the key its turn. Found by internal/sim, seed 328.
+func TestKeyKeepsItsTurnWhereItsLeaseCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, plan{keys: 4, batches: 1, records: 1})
+		failed := map[string]bool{}
+		cfg := w.config()
+		cfg.Workers = 1
+		cfg.Store = &faulty{Store: w.store, t: t, decide: func(op string, _ int) fate {
+			if (op == "claim" || op == "lease") && !failed[op] {
+				failed[op] = true
+				return before
+			}
+			return fine
+		}}
+		stop := w.start(cfg)
+		w.await(time.Minute, record.Signed)
+		stop()
+		next := slices.SortedFunc(maps.Keys(w.public), func(a, b record.KeyID) int { return slices.Compare(a[:], b[:]) })[0]
+		if got := w.batches()[0].KeyID; got != next || !failed["claim"] || !failed["lease"] {
+			t.Errorf("signed with %s, %s was the least recently used (failed: %v)", got, next, failed)
+		}
+	})
 }

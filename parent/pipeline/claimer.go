@@ -412,6 +412,7 @@ func (c *claimer) lostRace(ctx context.Context, cand *candidate) {
 		switch k := (store.IdleKey{KeyID: l.KeyID, Fence: l.Fence, Used: l.Used}); {
 		case err != nil:
 			c.p.storeFailed(ctx, "read lease", err)
+			win.Return(cand.key) // as it was seen: it is still the next, and the next claim finds out
 		case l.Idle():
 			win.Return(k)
 		default:

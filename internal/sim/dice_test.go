@@ -57,9 +57,8 @@ func (d *dice) worksOn(name string) {
 	d.last[id] = fmt.Sprintf("%s %d", name, d.counts[name])
 }
 
-// mine returns a stream for the calling goroutine, by what it works on.
-func (d *dice) mine(name string) *rand.Rand {
-	id := goroutine()
+// mine returns a stream for a goroutine, by what it works on.
+func (d *dice) mine(id uint64, name string) *rand.Rand {
 	d.mu.Lock()
 	last := d.last[id]
 	d.mu.Unlock()

@@ -138,16 +138,19 @@ type hurdles struct {
 }
 
 func (h *hurdles) trace(t wire.Type) func(error) {
-	name := h.name + " " + string(t)
-	draw := h.p.w.dice.mine
-	if t == wire.TypeHello || t == wire.TypeReceipts {
-		draw = h.p.w.dice.of
+	id, name := goroutine(), h.name+" "+string(t)
+	rest := func() {
+		r := h.p.w.dice.of
+		if t != wire.TypeHello && t != wire.TypeReceipts {
+			r = func(name string) *rand.Rand { return h.p.w.dice.mine(id, name) }
+		}
+		h.p.rest(upTo(r(name), time.Millisecond))
 	}
-	h.p.rest(upTo(draw(name), time.Millisecond))
+	rest()
 	h.mu.Lock()
-	h.asking[goroutine()] = true
+	h.asking[id] = true
 	h.mu.Unlock()
-	return func(error) { h.p.rest(upTo(draw(name), time.Millisecond)) }
+	return func(error) { rest() }
 }
 
 // now is asked for the age of a ticket, and once more when a request is sent.
@@ -158,7 +161,7 @@ func (h *hurdles) now() time.Time {
 	delete(h.asking, id)
 	h.mu.Unlock()
 	if !asking {
-		h.p.rest(upTo(h.p.w.dice.mine(h.name), time.Millisecond))
+		h.p.rest(upTo(h.p.w.dice.mine(id, h.name), time.Millisecond))
 	}
 	return time.Now()
 }
@@ -182,16 +185,24 @@ func (p *parent) travel(ctx context.Context, d time.Duration) error {
 	return fmt.Errorf("travel: %w", ctx.Err())
 }
 
-// rest is travel for who has no context.
+// rest is travel for who has no context. It ends with the parent.
 func (p *parent) rest(d time.Duration) {
-	ctx, cancel := context.WithCancel(p.w.ctx)
-	defer cancel()
-	defer context.AfterFunc(p.ctx, func() {
-		if p.isDead() {
-			cancel()
+	for until := time.Now().Add(d); ; {
+		t := time.NewTimer(time.Until(until))
+		select {
+		case <-t.C:
+		case <-p.dead:
+		case <-p.w.ctx.Done():
 		}
-	})()
-	_ = p.travel(ctx, d) // it ends early where the parent does
+		t.Stop()
+		p.mu.Lock()
+		still := time.Until(p.resumes)
+		p.mu.Unlock()
+		if still <= 0 || p.isDead() || p.w.ctx.Err() != nil {
+			return
+		}
+		until = time.Now().Add(still + d)
+	}
 }
 
 func (p *parent) isDead() bool {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,9 @@ import (
 )
 
 var seedFlag = flag.Uint64("seed", 0, "schedule that TestReplay runs")
+
+// maxFailed schedules are reported, then no more are run.
+const maxFailed = 5
 
 // schedules is how many TestSchedules runs.
 func schedules(t *testing.T) int {
@@ -44,8 +48,10 @@ func schedule(t *testing.T, seed uint64, k *keys) *world {
 }
 
 func TestEverySeededScheduleKeepsThePromises(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	k := makeKeys(t)
 	n := schedules(t)
+	onlyFirst := os.Getenv("KEYHOLD_SIM_STOP") != ""
 	var next, failed atomic.Int64
 	var mu sync.Mutex
 	var all coverage
@@ -55,11 +61,14 @@ func TestEverySeededScheduleKeepsThePromises(t *testing.T) {
 		for i := range 2 {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
-				for seed := next.Add(1); seed <= int64(n) && failed.Load() < 5; seed = next.Add(1) {
+				for seed := next.Add(1); seed <= int64(n) && failed.Load() < maxFailed; seed = next.Add(1) {
 					w := schedule(t, uint64(seed), k) //nolint:gosec // positive
 					if len(w.judge.verdicts) > 0 {
 						failed.Add(1)
 						report(t, w)
+						if onlyFirst {
+							failed.Add(maxFailed)
+						}
 					}
 					mu.Lock()
 					all.merge(&w.cover)

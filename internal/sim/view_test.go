@@ -22,16 +22,17 @@ type view struct {
 	p *parent
 }
 
-// rareSteps are seldom called, so more of their calls fail.
-var rareSteps = map[string]float64{
-	"release": 4, "note_crash": 12, "key": 4, "keyring": 4, "put_boot": 3, "open_import": 4, "finish_import": 4,
-	"commit": 2, "put_batch": 2, "hello": 3, "cancel": 10, "fence": 10, "load": 4, "probe": 4, "receipts": 2,
+// weights make more of those calls fail that are rare or decide something.
+var weights = map[string]float64{
+	"ready": 0.3, "idle": 0.3, "batch": 2, "lease": 2, "payload": 1.5, "claim": 4, "commit": 4, "release": 8, "note_crash": 20,
+	"key": 4, "keyring": 4, "put_receipt": 3, "open_import": 2, "finish_import": 3, "put_payload": 2,
+	"ticket": 4, "sign": 4, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
 }
 
 // draw decides about one call.
 func (p *parent) draw(r *rand.Rand, step string, possible []fault) fault {
 	rate := p.w.plan.rate
-	if m := rareSteps[step]; m > 0 {
+	if m := weights[step]; m > 0 {
 		rate = min(m*rate, 0.3)
 	}
 	if r.Float64() >= rate || p.w.isCalm() {

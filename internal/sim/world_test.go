@@ -135,9 +135,12 @@ func (w *world) effect(who, op, what string, f func() error) {
 
 // batches reads those that were imported, as far as that got.
 func (w *world) batches() (all []store.Batch) {
-	for _, imp := range []string{freeImport, pinnedImport} {
-		for n := range 64 {
-			b, err := w.tables.Batch(w.ctx, record.MakeBatchID(record.ImportID(imp), n))
+	for _, imp := range []struct {
+		id record.ImportID
+		n  int
+	}{{freeImport, w.plan.batches}, {pinnedImport, w.plan.pinned}} {
+		for n := range imp.n {
+			b, err := w.tables.Batch(w.ctx, record.MakeBatchID(imp.id, n))
 			if err == nil {
 				all = append(all, b)
 			}

@@ -224,8 +224,8 @@ type Intake interface {
 	OpenImport(ctx context.Context, i Import) (Import, error)
 	// ReserveRecord puts ref where its id is absent, or where over is not nil and
 	// the item still equals *over (an id of an aborted import is taken over so),
-	// and returns ref. Where the id is taken it returns the holder and writes
-	// nothing.
+	// and returns ref. Where the id is taken it returns the holder, and this call
+	// makes ref hold it no more: an id never goes back to who lost it.
 	ReserveRecord(ctx context.Context, ref RecordRef, over *RecordRef) (holder RecordRef, err error)
 	// PutPayload writes the payload segment, where absent, and returns the one that
 	// is there: it decides what the batch holds.

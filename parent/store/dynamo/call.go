@@ -67,6 +67,15 @@ func (a *attempts) fault(what string, err error) error {
 	return readFault(what, err)
 }
 
+// refuse is fault for a write whose condition failed. An attempt before may have
+// been applied, and its item changed by others since.
+func (a *attempts) refuse(what string, sentinel error) error {
+	if a.unknown {
+		return fmt.Errorf("%s: outcome unknown: the item is not as it was", what)
+	}
+	return fmt.Errorf("%s: %w", what, sentinel)
+}
+
 // readFault is fault for a call that writes nothing.
 func readFault(what string, err error) error {
 	if _, missing := errors.AsType[*types.ResourceNotFoundException](err); missing {
@@ -114,8 +123,7 @@ func hasReason(err error, codes ...string) bool {
 
 // write runs a conditional write until it has an answer. Of a conflict with a
 // transaction under way nothing was applied, but the SDK does not try it again.
-func (s *Store) write(ctx context.Context, what string, call func(context.Context, ...option) error) (refused, error) {
-	var a attempts
+func (s *Store) write(ctx context.Context, what string, a *attempts, call func(context.Context, ...option) error) (refused, error) {
 	for n := 0; ; n++ {
 		err := call(ctx, a.watch, s.observeAs(what))
 		if err == nil {
@@ -157,7 +165,7 @@ func (s *Store) transact(ctx context.Context, what string, items ...types.Transa
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	r, err := s.write(ctx, what, func(ctx context.Context, o ...option) error {
+	r, err := s.write(ctx, what, &attempts{}, func(ctx context.Context, o ...option) error {
 		_, err := s.client.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{
 			TransactItems:          items,
 			ClientRequestToken:     token,
@@ -192,7 +200,7 @@ func (s *Store) putAbsent(ctx context.Context, what, table, key string, m item) 
 // put puts m under a condition. Where it does not hold it returns the item that
 // is there.
 func (s *Store) put(ctx context.Context, what, table string, m item, w when) (old item, err error) {
-	r, err := s.write(ctx, what, func(ctx context.Context, o ...option) error {
+	r, err := s.write(ctx, what, &attempts{}, func(ctx context.Context, o ...option) error {
 		_, err := s.client.PutItem(ctx, &dynamodb.PutItemInput{
 			TableName:                           s.table(table),
 			Item:                                m,
@@ -209,7 +217,13 @@ func (s *Store) put(ctx context.Context, what, table string, m item, w when) (ol
 // update changes one item. Where its condition does not hold it returns the item
 // that is there, empty where there is none.
 func (s *Store) update(ctx context.Context, what string, u change) (old item, err error) {
-	r, err := s.write(ctx, what, func(ctx context.Context, o ...option) error {
+	return s.updateNoting(ctx, what, u, &attempts{})
+}
+
+// updateNoting is update for an item that others may change again at once: the
+// caller looks at a before it says that nothing was written.
+func (s *Store) updateNoting(ctx context.Context, what string, u change, a *attempts) (old item, err error) {
+	r, err := s.write(ctx, what, a, func(ctx context.Context, o ...option) error {
 		_, err := s.client.UpdateItem(ctx, &dynamodb.UpdateItemInput{
 			TableName:                           s.table(u.table),
 			Key:                                 u.key,

@@ -212,8 +212,9 @@ func (s *Store) Record(ctx context.Context, id string) (store.RecordRef, error) 
 func (s *Store) Requeue(ctx context.Context, id record.BatchID, now time.Time) error {
 	const what = "requeue batch"
 	back := (&store.Batch{ID: id, State: record.Quarantined}).Requeued(now)
-	old, err := s.update(ctx, what, become(tableBatches, batchKey(id), batchItem(back), stateIs(record.Quarantined),
-		aState, aAttempts, aCrashed, aReadyShard, aVisible))
+	var a attempts
+	old, err := s.updateNoting(ctx, what, become(tableBatches, batchKey(id), batchItem(back), stateIs(record.Quarantined),
+		aState, aAttempts, aCrashed, aReadyShard, aVisible), &a)
 	if err != nil || old == nil {
 		return err
 	}
@@ -226,5 +227,5 @@ func (s *Store) Requeue(ctx context.Context, id record.BatchID, now time.Time) e
 	case there.RequeuedAt(now):
 		return nil
 	}
-	return fmt.Errorf("%s: %w", what, store.ErrTaken)
+	return a.refuse(what, store.ErrTaken)
 }

@@ -200,13 +200,14 @@ func (s *Store) NoteCrash(ctx context.Context, b store.Batch, crashed []uint32) 
 		}
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	old, err := s.update(ctx, what, change{
+	var a attempts
+	old, err := s.updateNoting(ctx, what, change{
 		table: tableBatches, key: batchKey(b.ID), when: held(b),
 		expression: "ADD " + aCrashed + " :" + aCrashed,
 		values:     item{":" + aCrashed: numbers(distinct(crashed))},
-	})
+	}, &a)
 	if err == nil && old != nil {
-		err = fmt.Errorf("%s: %w", what, store.ErrFenced)
+		err = a.refuse(what, store.ErrFenced)
 	}
 	return err
 }

@@ -59,6 +59,7 @@ type (
 	reserveCall struct {
 		ref  store.RecordRef
 		over *store.RecordRef
+		lost bool // another holds it in the end
 	}
 	recordCall struct{ id string }
 	onceCall   struct { // a write where absent
@@ -196,8 +197,17 @@ func (c *client) Import(ctx context.Context, id record.ImportID) (store.Import, 
 	return ask(c, importCall{id}, func() (store.Import, error) { return c.Store.Import(ctx, id) })
 }
 
+// ReserveRecord that names another holder is two steps: a retry below may find
+// that its own write was made, and has been taken over since.
 func (c *client) ReserveRecord(ctx context.Context, ref store.RecordRef, over *store.RecordRef) (store.RecordRef, error) {
-	return ask(c, reserveCall{ref, over}, func() (store.RecordRef, error) { return c.Store.ReserveRecord(ctx, ref, over) })
+	began := c.h.tick()
+	holder, err := c.Store.ReserveRecord(ctx, ref, over)
+	if err == nil && holder != ref {
+		c.h.note(c.n, began, holder, nil, reserveCall{ref, over, true}, recordCall{ref.ID})
+	} else {
+		c.h.note(c.n, began, holder, err, reserveCall{ref, over, false})
+	}
+	return holder, err
 }
 
 func (c *client) Record(ctx context.Context, id string) (store.RecordRef, error) {

@@ -161,6 +161,9 @@ func recordModel() porcupine.Model {
 				if holder.ID == "" || in.over != nil && holder == *in.over {
 					after = in.ref
 				}
+				if in.lost {
+					return true, after
+				}
 				return settle(holder, after, answer{value: after}, out)
 			case recordCall:
 				want := answer{value: holder}

@@ -61,6 +61,20 @@ func TestTheCapabilitiesOfEveryLinkedPackageAreThoseOfTheBaseline(t *testing.T) 
 	}
 }
 
+func TestANewCapabilityIsSeen(t *testing.T) {
+	tool := os.Getenv(capslockEnv)
+	if tool == "" {
+		t.Skipf("%s is not set: make capabilities builds capslock and runs this", capslockEnv)
+	}
+	const dials = "internal/archtest/testdata/dials"
+	got := capabilities(t, tool, "./"+dials, enclaveTags)
+	for _, name := range []string{"EXEC", "NETWORK"} {
+		if line := own(dials) + " " + name + " direct"; !slices.Contains(got, line) {
+			t.Errorf("capslock does not see %q, only %q", line, got)
+		}
+	}
+}
+
 // The baselines are read here without the tool, so that the claims of docs/supply-chain.md hold in every run.
 func TestTheCapabilityBaselineKeepsTheKeysAwayFromTheWorld(t *testing.T) {
 	_, lines := baseline(t, filepath.Join("testdata", "enclave-capabilities.txt"))

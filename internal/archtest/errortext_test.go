@@ -143,7 +143,7 @@ func TestTheSearchFindsAnInputHoweverItIsSpelled(t *testing.T) {
 		"hex":                            fmt.Sprintf("%x", marker),
 		"upper hex":                      fmt.Sprintf("%X", marker),
 		"base64":                         base64.StdEncoding.EncodeToString([]byte("x" + marker)),
-		"numbers":                        fmt.Sprint([]byte(marker)),
+		"numbers":                        fmt.Sprintf("%d", []byte(marker)),
 	} {
 		if repeated(text) == "" {
 			t.Errorf("%s: not found in %q", name, text)
@@ -181,7 +181,7 @@ func repeated(text string) string {
 	const window = 8
 	for i := range len(marker) - window + 1 {
 		part := []byte(marker[i : i+window])
-		numbers := strings.Trim(fmt.Sprint(part), "[]")
+		numbers := strings.Trim(fmt.Sprintf("%d", part), "[]")
 		// Base64 of the part in each of the three places it can have; the characters that depend on its neighbours are cut off.
 		spellings := []string{string(part), hex.EncodeToString(part), strings.ToUpper(hex.EncodeToString(part)), numbers}
 		for shift := range 3 {

@@ -98,7 +98,10 @@ func (w *work) finish(t *testing.T, killer *local.Killer, limit int) {
 		r := w.start(t)
 		// What is killed while keys are made or records come in ends the run: that is tested elsewhere.
 		imported := fmt.Sprintf("import: %d of %d ", w.records, w.records)
-		if until(t, r, func() bool { s := r.Stderr.String(); return strings.Contains(s, imported) || strings.Contains(s, "sign: ") }) {
+		if until(t, r, func() bool {
+			s := r.Stderr.String()
+			return strings.Contains(s, imported) || strings.Contains(s, "sign: ")
+		}) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			go func() {

@@ -106,3 +106,7 @@ sbom: .tools/go/cyclonedx-gomod ## write dist/keyhold-enclave.cdx.json and dist/
 	$(call sbom,enclave,-tags=$(ENCLAVE_TAGS))
 	$(call sbom,parent,)
 	KEYHOLD_SBOM=$(CURDIR)/dist go test -count=1 -v -run 'SBOM' ./internal/archtest
+
+.PHONY: sweep
+sweep: ## make every two remote calls of a small run go wrong, in every way (minutes)
+	KEYHOLD_SWEEP=full go test -count=1 -timeout 60m -v -run 'TestEveryRemoteCall|TestEveryTwo' ./parent/pipeline

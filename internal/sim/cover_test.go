@@ -23,6 +23,7 @@ const (
 	stopsAfter    fault = "parent stops 2" // and after
 	enclaveBefore fault = "enclave dies 1" // with the request on its way
 	enclaveAfter  fault = "enclave dies 2" // with the answer on its way
+	cutMidway     fault = "cut midway"     // the connection ends while the enclave works
 	staleIndex    fault = "stale index"    // answered from the past
 	slowSign      fault = "slow"           // signing takes up to more than a lease
 	poisoned      fault = "poison"
@@ -38,7 +39,7 @@ var (
 
 var (
 	storeFaults = []fault{throttled, failed, answerLost, diesBefore, diesAfter, stopsBefore, stopsAfter}
-	wireFaults  = []fault{failed, answerLost, diesBefore, diesAfter, stopsBefore, stopsAfter, enclaveBefore, enclaveAfter}
+	wireFaults  = []fault{failed, answerLost, cutMidway, diesBefore, diesAfter, stopsBefore, stopsAfter, enclaveBefore, enclaveAfter}
 )
 
 // coverage counts faults by step, over many schedules.

@@ -103,6 +103,11 @@ func (n *nearConn) Write(b []byte) (int, error) {
 	n.c.mu.Lock()
 	n.c.owed = append(n.c.owed, r)
 	n.c.mu.Unlock()
+	if f == cutMidway {
+		most := []time.Duration{20 * time.Millisecond, shortLease}[n.out.IntN(2)]
+		cut := time.AfterFunc(upTo(n.out, most), n.cut)
+		p.w.running.Go(func() { <-n.closed; cut.Stop() })
+	}
 	return n.Conn.Write(b)
 }
 

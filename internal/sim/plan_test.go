@@ -40,7 +40,7 @@ func newPlan(seed uint64) plan {
 		seed: seed, parents: 1 + r.IntN(3), enclaves: 1 + r.IntN(2), keys: 2 + r.IntN(3),
 		batches: 3 + r.IntN(4), batchSize: 1 + r.IntN(3), pinned: r.IntN(2),
 		rate:   []float64{0.01, 0.03, 0.06, 0.12}[r.IntN(4)],
-		slow:   []float64{0, 0.05, 0.2}[r.IntN(3)],
+		slow:   []float64{0.02, 0.1, 0.3}[r.IntN(3)],
 		faults: time.Duration(20+r.IntN(40)) * time.Second,
 		cold:   r.IntN(4) == 0,
 	}
@@ -50,14 +50,14 @@ func newPlan(seed uint64) plan {
 	if r.IntN(3) == 0 {
 		p.lag = 1 + r.IntN(6)
 	}
-	if p.calm = r.IntN(8) == 0; !p.calm && r.IntN(4) == 0 {
+	if p.calm = r.IntN(8) == 0; !p.calm && r.IntN(3) == 0 {
 		p.poison = 1 + r.IntN(2)
 	}
 	if p.calm {
 		p.slow = 0
 	}
 	for range p.parents {
-		p.leases = append(p.leases, []time.Duration{longLease, longLease, shortLease}[r.IntN(3)])
+		p.leases = append(p.leases, []time.Duration{longLease, shortLease}[r.IntN(2)])
 	}
 	return p
 }

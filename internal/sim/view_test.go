@@ -24,7 +24,7 @@ type view struct {
 
 // weights make more of those calls fail that are rare or decide something.
 var weights = map[string]float64{
-	"ready": 0.3, "idle": 0.3, "batch": 2, "lease": 2, "payload": 1.5, "claim": 4, "commit": 4, "release": 8, "note_crash": 20,
+	"ready": 0.3, "idle": 0.3, "batch": 2, "lease": 2, "payload": 1.5, "claim": 4, "commit": 4, "release": 8, "note_crash": 40,
 	"key": 4, "keyring": 4, "put_receipt": 3, "open_import": 2, "finish_import": 3, "put_payload": 2,
 	"ticket": 4, "sign": 4, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
 }
@@ -33,7 +33,7 @@ var weights = map[string]float64{
 func (p *parent) draw(r *rand.Rand, step string, possible []fault) fault {
 	rate := p.w.plan.rate
 	if m := weights[step]; m > 0 {
-		rate = min(m*rate, 0.3)
+		rate = min(m*rate, 0.35)
 	}
 	if r.Float64() >= rate || p.w.isCalm() {
 		return fine
@@ -93,7 +93,7 @@ func (p *parent) suffer(r *rand.Rand, f, death, halt fault) {
 	case death:
 		p.die()
 	case halt:
-		p.standStill(upTo(r, 3*longLease))
+		p.standStill(upTo(r, []time.Duration{longLease, 3 * longLease}[r.IntN(2)]))
 	}
 }
 

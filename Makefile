@@ -31,7 +31,7 @@ ENCLAVE_ENV     := env -u CGO_CFLAGS -u CGO_CPPFLAGS -u CGO_LDFLAGS GOFLAGS= CGO
 
 .PHONY: help
 help: ## explain the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: tools build ## sign RECORDS (100000) random records with KEYS (100) keys in DEMO_DIR, then verify every signature and receipt

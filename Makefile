@@ -110,3 +110,7 @@ sbom: .tools/go/cyclonedx-gomod ## write dist/keyhold-enclave.cdx.json and dist/
 .PHONY: sweep
 sweep: ## make every two remote calls of a small run go wrong, in every way (minutes)
 	KEYHOLD_SWEEP=full go test -count=1 -timeout 60m -v -run 'TestEveryRemoteCall|TestEveryTwo' ./parent/pipeline
+
+.PHONY: soak
+soak: tools ## sign KEYHOLD_SOAK_RECORDS (1000000) records, or for SOAK=2m, while processes are killed; then judge tables and growth
+	go run ./internal/soak $(if $(SOAK),-time $(SOAK)) $(if $(SEED),-seed $(SEED))

@@ -18,10 +18,9 @@ import (
 // History is what clients asked of a store and were answered, in an order that
 // says which call ended before which began. It is safe for concurrent use.
 type History struct {
-	mu      sync.Mutex
-	clock   int64
-	calls   []porcupine.Operation
-	unknown int
+	mu    sync.Mutex
+	clock int64
+	calls []porcupine.Operation
 }
 
 // answer is how a call ended: with a value, with a sentinel, or unknown.
@@ -118,7 +117,6 @@ func (h *History) note(client int, began int64, value any, err error, calls ...a
 		if reads(calls[0]) || errors.Is(err, store.ErrThrottled) {
 			return
 		}
-		h.unknown++
 		ended = math.MaxInt64
 	}
 	for _, c := range calls {

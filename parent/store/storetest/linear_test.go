@@ -312,3 +312,60 @@ func TestHistoriesOfABrokenStoreHaveNoOrder(t *testing.T) {
 		})
 	}
 }
+
+// One parent is taken over by another and then gives the key back all the same.
+func TestAKeyThatAZombieGivesBackHasNoOrder(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		wrap func(store.Store) store.Store
+		want int // rejected
+	}{
+		{"sound", func(s store.Store) store.Store { return s }, 0},
+		{"releases ignore the fence", func(s store.Store) store.Store { return zombiesRelease{s} }, 1},
+		{"claims are applied twice", func(s store.Store) store.Store { return claimsTwice{s} }, 1},
+		{"claims ignore the fences that were seen", func(s store.Store) store.Store { return takesTheHeld{s} }, 1},
+		{"releases are applied under a sentinel", func(s store.Store) store.Store { return refusesAndDoes{s} }, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := &storetest.History{}
+			robbed(t, h, memory.New(), c.wrap)
+			if v := h.CheckLeases(t); v.Rejected != c.want || v.Histories != 1 {
+				t.Errorf("%v, want %d rejected", v, c.want)
+			}
+		})
+	}
+}
+
+func robbed(t *testing.T, h *storetest.History, s *memory.Store, wrap func(store.Store) store.Store) {
+	t.Helper()
+	ctx := t.Context()
+	key, batch := record.KeyID{1: 1}, record.MakeBatchID("i", 0)
+	_, err := s.OpenImport(ctx, store.Import{ID: "i"})
+	err = errors.Join(err, s.PutBatch(ctx, store.Batch{ID: batch, ImportID: "i"}), s.PutKeys(ctx, []store.Key{{ID: key}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := h.Client(1, wrap(s)), h.Client(2, wrap(s))
+	b, err := first.Batch(ctx, batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := store.Claim{Batch: b, KeyID: key, ClaimID: "first", Owner: "first"}
+	held, err := first.Claim(ctx, claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := store.Claim{Batch: held, KeyID: key, KeySeen: 1, TakeOver: true, ClaimID: "second", Owner: "second"}
+	taken, err := second.Claim(ctx, late)
+	if err != nil { // some of the broken stores never get further
+		_, _ = second.Lease(ctx, key)
+		return
+	}
+	late.ClaimID, late.Owner = "third", "third"
+	_, _ = second.Claim(ctx, late) // with fences that are gone
+	end := store.End{State: record.Ready, Attempt: true, KeepKey: true}
+	_ = first.Release(ctx, held, end)
+	_, _ = second.Lease(ctx, key)
+	_ = second.Release(ctx, taken, end)
+	_, _ = second.Lease(ctx, key)
+}

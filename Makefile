@@ -114,3 +114,14 @@ sweep: ## make every two remote calls of a small run go wrong, in every way (min
 .PHONY: soak
 soak: tools ## sign KEYHOLD_SOAK_RECORDS (1000000) records, or for SOAK=2m, while processes are killed; then judge tables and growth
 	go run ./internal/soak $(if $(SOAK),-time $(SOAK)) $(if $(SEED),-seed $(SEED))
+
+# Plain go test runs some hundred schedules, make test this many. make sim runs any number.
+test: export KEYHOLD_SIM_SCHEDULES ?= 10000
+
+.PHONY: sim
+sim: ## run SCHEDULES (100000) simulated schedules of parents and enclaves under faults
+	KEYHOLD_SIM_SCHEDULES=$(or $(SCHEDULES),100000) go test -count=1 -timeout 24h -v -run TestEverySeeded ./internal/sim
+
+.PHONY: mutants
+mutants: ## show that the simulator finds every mutant of testdata/mutants within 500 schedules (minutes)
+	KEYHOLD_SIM_MUTANTS=1 go test -count=1 -timeout 60m -v -run TestEveryMutantIsKilled ./internal/sim

@@ -125,3 +125,7 @@ sim: ## run SCHEDULES (100000) simulated schedules of parents and enclaves under
 .PHONY: mutants
 mutants: ## show that the simulator finds every mutant of testdata/mutants within 500 schedules (minutes)
 	KEYHOLD_SIM_MUTANTS=1 go test -count=1 -timeout 60m -v -run TestEveryMutantIsKilled ./internal/sim
+
+.PHONY: model
+model: ## check the promises G1 to G5 on models of the protocol, and that each mutant of them is caught
+	model/run

@@ -124,17 +124,17 @@ func (h *History) note(client int, began int64, value any, err error, calls ...a
 	}
 }
 
-func ask[T any](c *client, call any, make func() (T, error)) (T, error) {
+func ask[T any](c *client, in any, call func() (T, error)) (T, error) {
 	began := c.h.tick()
-	v, err := make()
-	c.h.note(c.n, began, v, err, call)
+	v, err := call()
+	c.h.note(c.n, began, v, err, in)
 	return v, err
 }
 
-func tell(c *client, call any, make func() error) error {
+func tell(c *client, in any, call func() error) error {
 	began := c.h.tick()
-	err := make()
-	c.h.note(c.n, began, nil, err, call)
+	err := call()
+	c.h.note(c.n, began, nil, err, in)
 	return err
 }
 
@@ -213,10 +213,10 @@ func (c *client) Record(ctx context.Context, id string) (store.RecordRef, error)
 }
 
 // once records a write where absent, or a look at it, with the content as its value.
-func once[T any](c *client, call any, content func(T) string, make func() (T, error)) (T, error) {
+func once[T any](c *client, in any, content func(T) string, call func() (T, error)) (T, error) {
 	began := c.h.tick()
-	v, err := make()
-	c.h.note(c.n, began, content(v), err, call)
+	v, err := call()
+	c.h.note(c.n, began, content(v), err, in)
 	return v, err
 }
 
@@ -266,9 +266,9 @@ func describe(input, output any) string {
 	}
 	switch c := input.(type) {
 	case claimCall:
-		return fmt.Sprintf("claim %s fence %d with key %d fence %d, take over %v: %s", c.Claim.Batch.ID, c.Claim.Batch.Fence, keyNumber(c.KeyID), c.KeySeen, c.TakeOver, how)
+		return fmt.Sprintf("claim %s fence %d with key %d fence %d, take over %v: %s", c.Batch.ID, c.Batch.Fence, keyNumber(c.KeyID), c.KeySeen, c.TakeOver, how)
 	case commitCall:
-		return fmt.Sprintf("commit %s fence %d: %s", c.Commit.Batch.ID, c.Commit.Batch.Fence, how)
+		return fmt.Sprintf("commit %s fence %d: %s", c.Batch.ID, c.Batch.Fence, how)
 	case releaseCall:
 		return fmt.Sprintf("release %s fence %d to %s, attempt %v, keep %v: %s", c.ID, c.Fence, c.end.State, c.end.Attempt, c.end.KeepKey, how)
 	case crashCall:

@@ -59,7 +59,7 @@ func (l Linear) Run(t *testing.T) (v Verdict) {
 	t.Helper()
 	for _, w := range []workload{queueWorkload(), importWorkload(), reserveWorkload(), onceWorkload()} {
 		for round := range l.Rounds {
-			seed := uint64(round) //nolint:gosec // small
+			seed := uint64(round)
 			clean, clients := l.Open(t, seed)
 			w.fill(&fixture{T: t, Store: clean})
 			h := &History{}

@@ -22,7 +22,7 @@ func (h *History) CheckLeases(t *testing.T) Verdict {
 		case claimCall:
 			return c.KeyID.String()
 		case commitCall:
-			return c.Commit.Batch.KeyID.String()
+			return c.Batch.KeyID.String()
 		case releaseCall:
 			return c.KeyID.String()
 		case leaseCall:
@@ -55,7 +55,7 @@ func keyModel() porcupine.Model {
 			case claimCall:
 				return k.claim(&in.Claim, out)
 			case commitCall:
-				return k.giveUp(&in.Commit.Batch, out)
+				return k.giveUp(&in.Batch, out)
 			case releaseCall:
 				return k.giveUp(&in.Batch, out)
 			case leaseCall:

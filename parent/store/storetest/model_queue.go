@@ -103,9 +103,9 @@ func (b batchState) shown() batchState {
 func cellOf(call any) int {
 	switch c := call.(type) {
 	case claimCall:
-		return batchNumber(c.Claim.Batch.ID) / cellSize
+		return batchNumber(c.Batch.ID) / cellSize
 	case commitCall:
-		return batchNumber(c.Commit.Batch.ID) / cellSize
+		return batchNumber(c.Batch.ID) / cellSize
 	case releaseCall:
 		return batchNumber(c.ID) / cellSize
 	case crashCall:

@@ -21,17 +21,10 @@ type dice struct {
 	mu     sync.Mutex
 	counts map[string]uint64
 	last   map[uint64]string // by goroutine: the batch that it works on
-	drawn  map[uint64]moment // by goroutine
-}
-
-// moment at which a goroutine drew, and how often it did then.
-type moment struct {
-	at time.Time
-	n  uint64
 }
 
 func newDice(seed uint64) *dice {
-	return &dice{seed: seed, counts: map[string]uint64{}, last: map[uint64]string{}, drawn: map[uint64]moment{}}
+	return &dice{seed: seed, counts: map[string]uint64{}, last: map[uint64]string{}}
 }
 
 // of returns the stream of the next call with that name.
@@ -65,24 +58,26 @@ func (d *dice) mine(id uint64, name string) *rand.Rand {
 	return d.of(name + " at " + last)
 }
 
-// source is a rand.Source for production code that draws from several goroutines.
-// Two that draw at one moment get the same.
+// source is a rand.Source for the production code of one parent: what is drawn
+// depends on the moment, and on how often the parent drew at that moment.
 type source struct {
 	d    *dice
 	name string
+
+	mu sync.Mutex
+	at int64 // ns since the epoch, of the newest draw
+	n  uint64
 }
 
-func (s source) Uint64() uint64 {
-	id, now := goroutine(), time.Now()
-	s.d.mu.Lock()
-	defer s.d.mu.Unlock()
-	m := s.d.drawn[id]
-	if !m.at.Equal(now) {
-		m = moment{at: now}
+func (s *source) Uint64() uint64 {
+	now := time.Now().UnixNano()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at != now {
+		s.at, s.n = now, 0
 	}
-	m.n++
-	s.d.drawn[id] = m
-	return s.d.stream(s.name+" draws", uint64(now.UnixNano())+m.n<<48).Uint64() //nolint:gosec // a simulator
+	s.n++
+	return s.d.stream(s.name+" draws", uint64(now)+s.n<<48).Uint64() //nolint:gosec // a simulator
 }
 
 // goroutine returns the number of the calling goroutine.

@@ -28,6 +28,7 @@ type judge struct {
 	boots    map[string]int                  // of each enclave
 	down     map[string]bool                 // enclaves that died and are not up again
 	steps    map[string]string               // sign or probe, by enclave and payload
+	slow     map[string]bool                 // takes long to sign, likewise
 	probes   []*probe
 	overtook int // most idle keys that one claim passed over
 }
@@ -65,7 +66,7 @@ func newJudge(w *world) *judge {
 		w: w, claims: map[record.KeyID]holding{}, claimed: map[record.BatchID]record.Fence{},
 		commits: map[record.KeyID]record.Fence{}, results: map[record.BatchID][]byte{},
 		tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, down: map[string]bool{},
-		steps: map[string]string{},
+		steps: map[string]string{}, slow: map[string]bool{},
 	}
 }
 
@@ -258,13 +259,20 @@ func (j *judge) willSign(c *conn, r *request, m *wire.Sign) {
 	for _, one := range rs {
 		j.steps[c.e.name+string(one.Payload)] = r.step
 	}
+	if r.fault == cutMidway && len(rs) > 0 { // or it would be over before
+		j.slow[c.e.name+string(rs[len(rs)-1].Payload)] = true
+	}
 }
 
-// signing says whether a payload is being signed or tried.
-func (j *judge) signing(e *enclave, payload string) string {
+// signing says whether a payload is being signed or tried, and whether that shall
+// take long.
+func (j *judge) signing(e *enclave, payload string) (step string, slow bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.steps[e.name+payload]
+	at := e.name + payload
+	slow = j.slow[at]
+	delete(j.slow, at)
+	return j.steps[at], slow
 }
 
 // answers: the enclave lets that out, now.

@@ -99,6 +99,8 @@ func (n *nearConn) Write(b []byte) (int, error) {
 		return 0, net.ErrClosed
 	case f == enclaveBefore:
 		n.c.e.crash("before " + step)
+		n.cut()
+		return 0, net.ErrClosed
 	}
 	n.c.mu.Lock()
 	n.c.owed = append(n.c.owed, r)
@@ -177,6 +179,9 @@ func (f *farConn) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 		sleep(f.c.p.w.ctx, upTo(f.late, 5*time.Millisecond))
+		if f.c.e.w.judge.gone(f.c) {
+			return 0, io.EOF
+		}
 		var w frameBuffer
 		if err := wire.WriteFrame(&w, frame); err != nil {
 			return 0, err

@@ -103,7 +103,7 @@ func (p *parent) run() {
 	r := p.w.dice.of("owner of " + p.name)
 	cfg := pipeline.Config{
 		Store: &view{Store: p.w.tables, p: p}, Workers: 1, Lease: p.lease,
-		Owner: fmt.Sprintf("%s-%x", p.name, r.Uint64()), Rand: rand.New(source{p.w.dice, p.name}), //nolint:gosec // a simulator
+		Owner: fmt.Sprintf("%s-%x", p.name, r.Uint64()), Rand: rand.New(&source{d: p.w.dice, name: p.name}), //nolint:gosec // a simulator
 		Now: p.now, Elapsed: p.elapsed, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, e := range p.w.enclaves {
@@ -120,7 +120,7 @@ func (p *parent) connector(e *enclave) func(context.Context) (*signclient.Client
 			return nil, err
 		}
 		dial, name := p.dialer(e)
-		h := &hurdles{p: p, name: name, asking: map[uint64]bool{}}
+		h := &hurdles{p: p, name: name}
 		return signclient.Connect(ctx, dial, signclient.Options{Now: h.now, Trace: h.trace})
 	}
 }
@@ -134,34 +134,33 @@ type hurdles struct {
 	name string
 
 	mu     sync.Mutex
-	asking map[uint64]bool // goroutines between trace and now
+	asking int // goroutines between trace and now, which is one moment
 }
 
 func (h *hurdles) trace(t wire.Type) func(error) {
-	id, name := goroutine(), h.name+" "+string(t)
-	rest := func() {
-		r := h.p.w.dice.of
-		if t != wire.TypeHello && t != wire.TypeReceipts {
-			r = func(name string) *rand.Rand { return h.p.w.dice.mine(id, name) }
-		}
-		h.p.rest(upTo(r(name), time.Millisecond))
+	name := h.name + " " + string(t)
+	draw := h.p.w.dice.of
+	if t != wire.TypeHello && t != wire.TypeReceipts {
+		id := goroutine()
+		draw = func(name string) *rand.Rand { return h.p.w.dice.mine(id, name) }
 	}
-	rest()
+	h.p.rest(upTo(draw(name), time.Millisecond))
 	h.mu.Lock()
-	h.asking[id] = true
+	h.asking++
 	h.mu.Unlock()
-	return func(error) { rest() }
+	return func(error) { h.p.rest(upTo(draw(name), time.Millisecond)) }
 }
 
 // now is asked for the age of a ticket, and once more when a request is sent.
 func (h *hurdles) now() time.Time {
-	id := goroutine()
 	h.mu.Lock()
-	asking := h.asking[id]
-	delete(h.asking, id)
+	asking := h.asking > 0
+	if asking {
+		h.asking--
+	}
 	h.mu.Unlock()
 	if !asking {
-		h.p.rest(upTo(h.p.w.dice.mine(id, h.name), time.Millisecond))
+		h.p.rest(upTo(h.p.w.dice.mine(goroutine(), h.name), time.Millisecond))
 	}
 	return time.Now()
 }

@@ -24,9 +24,9 @@ type view struct {
 
 // weights make more of those calls fail that are rare or decide something.
 var weights = map[string]float64{
-	"ready": 0.3, "idle": 0.3, "batch": 2, "lease": 2, "payload": 1.5, "claim": 4, "commit": 4, "release": 8, "note_crash": 40,
-	"key": 4, "keyring": 4, "put_receipt": 3, "open_import": 2, "finish_import": 3, "put_payload": 2,
-	"ticket": 4, "sign": 4, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
+	"ready": 0.2, "idle": 0.2, "batch": 2, "lease": 2, "payload": 1.5, "claim": 4, "commit": 4, "release": 8, "note_crash": 40,
+	"key": 4, "keyring": 4, "put_receipt": 2, "open_import": 2, "finish_import": 3, "put_payload": 2,
+	"ticket": 3, "sign": 7, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
 }
 
 // draw decides about one call.

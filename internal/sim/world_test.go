@@ -242,16 +242,20 @@ func newEnclave(t *testing.T, w *world, i int) *enclave {
 func (e *enclave) beforeRecord(payload []byte) bool {
 	r := e.w.dice.of(e.name + " signs " + string(payload))
 	d := upTo(r, 20*time.Millisecond)
-	probing := e.w.judge.signing(e, string(payload))
-	if !e.w.isCalm() && r.Float64() < e.w.plan.slow {
+	step, slow := e.w.judge.signing(e, string(payload))
+	switch calm := e.w.isCalm(); {
+	case slow && !calm:
+		d += upTo(r, shortLease)
+		e.w.cover.add(slowSign, step, 1)
+	case !calm && r.Float64() < e.w.plan.slow:
 		d += upTo(r, 12*time.Second)
-		e.w.cover.add(slowSign, probing, 1)
+		e.w.cover.add(slowSign, step, 1)
 	}
 	sleep(e.w.ctx, d)
 	if !isPoison(string(payload)) {
 		return false
 	}
-	e.w.cover.add(poisoned, probing, 1)
+	e.w.cover.add(poisoned, step, 1)
 	e.tellDead("poison")
 	return true
 }

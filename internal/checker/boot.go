@@ -1,7 +1,6 @@
 package checker
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -69,24 +68,53 @@ func (b *boot) prove(w wanted) error {
 // openDocument verifies an attestation document: ES384 over its payload by a certificate that leads to root
 // at the document's own time.
 func openDocument(document []byte, root *x509.Certificate) (*fields, error) {
+	protected, body, signature, err := splitCOSE(document)
+	if err != nil {
+		return nil, err
+	}
+	payload, err := decodeFields(body)
+	if err != nil {
+		return nil, fmt.Errorf("document: %w", err)
+	}
+	key, err := certifiedKey(payload, root)
+	if err != nil {
+		return nil, err
+	}
+	signed := append([]byte{0x84}, cborText("Signature1")...)
+	for _, part := range [][]byte{protected, {}, body} {
+		signed = append(signed, cborBytes(part)...)
+	}
+	sum := sha512.Sum384(signed)
+	if !ecdsa.Verify(key, sum[:], new(big.Int).SetBytes(signature[:48]), new(big.Int).SetBytes(signature[48:])) {
+		return nil, errors.New("the document's signature is not valid")
+	}
+	return payload, nil
+}
+
+// splitCOSE returns the parts of a COSE_Sign1 structure whose header says ES384 and nothing else.
+func splitCOSE(document []byte) (protected, body, signature []byte, err error) {
 	v, err := decodeCBOR(document)
 	if t, is := v.(tagged); is && t.tag == 18 {
 		v = t.value
 	}
 	parts, ok := v.([]any)
 	if err != nil || !ok || len(parts) != 4 {
-		return nil, errors.New("the document is no COSE signature")
+		return nil, nil, nil, errors.New("the document is no COSE signature")
 	}
-	protected, ok1 := parts[0].([]byte)
-	body, ok2 := parts[2].([]byte)
-	signature, ok3 := parts[3].([]byte)
-	if !ok1 || !ok2 || !ok3 || len(signature) != 96 || !bytes.Equal(protected, []byte{0xa1, 1, 0x38, 34}) { //nolint:forbidigo // {1: -35}, public
-		return nil, errors.New("the document is not signed with ES384")
+	for i, to := range map[int]*[]byte{0: &protected, 2: &body, 3: &signature} {
+		*to, ok = parts[i].([]byte)
+		if !ok {
+			return nil, nil, nil, errors.New("the document is no COSE signature")
+		}
 	}
-	payload, err := decodeFields(body)
-	if err != nil {
-		return nil, fmt.Errorf("document: %w", err)
+	if string(protected) != "\xa1\x01\x38\x22" || len(signature) != 96 { // {1: -35}
+		return nil, nil, nil, errors.New("the document is not signed with ES384")
 	}
+	return protected, body, signature, nil
+}
+
+// certifiedKey is the key of the document's certificate, which must lead to root.
+func certifiedKey(payload *fields, root *x509.Certificate) (*ecdsa.PublicKey, error) {
 	leaf, err := x509.ParseCertificate(field[[]byte](payload, "certificate"))
 	if err != nil {
 		return nil, fmt.Errorf("certificate of the document: %w", err)
@@ -102,22 +130,15 @@ func openDocument(document []byte, root *x509.Certificate) (*fields, error) {
 		between.AddCert(c)
 	}
 	at := time.UnixMilli(int64(field[uint64](payload, "timestamp"))) //nolint:gosec // the verification below refuses an odd time
-	if _, err := leaf.Verify(x509.VerifyOptions{
+	_, err = leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}); err != nil || payload.bad {
+	})
+	if err != nil || payload.bad {
 		return nil, errors.Join(errors.New("the document's certificate does not lead to the root"), err)
 	}
 	key, ok := leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P384() {
 		return nil, errors.New("the document's key is not of P-384")
 	}
-	signed := append([]byte{0x84}, cborText("Signature1")...)
-	for _, part := range [][]byte{protected, {}, body} {
-		signed = append(signed, cborBytes(part)...)
-	}
-	sum := sha512.Sum384(signed)
-	if !ecdsa.Verify(key, sum[:], new(big.Int).SetBytes(signature[:48]), new(big.Int).SetBytes(signature[48:])) {
-		return nil, errors.New("the document's signature is not valid")
-	}
-	return payload, nil
+	return key, nil
 }

@@ -156,11 +156,11 @@ func cborText(s string) []byte  { return append(cborHead(3, len(s)), s...) }
 func cborHead(major byte, n int) []byte {
 	switch {
 	case n < 24:
-		return []byte{major<<5 | byte(n)}
+		return []byte{major<<5 | byte(n)} //nolint:gosec // checked
 	case n < 1<<8:
 		return []byte{major<<5 | 24, byte(n)}
 	case n < 1<<16:
-		return binary.BigEndian.AppendUint16([]byte{major<<5 | 25}, uint16(n)) //nolint:gosec // checked
+		return binary.BigEndian.AppendUint16([]byte{major<<5 | 25}, uint16(n))
 	}
 	return binary.BigEndian.AppendUint32([]byte{major<<5 | 26}, uint32(n)) //nolint:gosec // items end at 400 KiB
 }

@@ -83,7 +83,7 @@ func merkle(leaves [][32]byte) [32]byte {
 	case 1:
 		return leaves[0]
 	}
-	k := 1 << (bits.Len(uint(len(leaves)-1)) - 1) //nolint:gosec // a length
+	k := 1 << (bits.Len(uint(len(leaves)-1)) - 1)
 	left, right := merkle(leaves[:k]), merkle(leaves[k:])
 	return sha256.Sum256(append(append([]byte("keyhold-node-v1\x00"), left[:]...), right[:]...))
 }

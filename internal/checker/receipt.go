@@ -70,6 +70,12 @@ func openReceipt(at place, signed []byte, key ed25519.PublicKey) (*receipt, erro
 	return r, nil
 }
 
+// isOf reports whether r is about that batch, as it was claimed last.
+func (r *receipt) isOf(c *control) bool {
+	return r.subject == "batch" && r.batch == c.id && r.imported == c.imported && r.key == c.key && r.count == c.count &&
+		r.batchFence == c.fence && r.keyFence == c.keyFence && c.receipt.boot == c.boot
+}
+
 func keyID(algorithm string, public []byte) string {
 	sum := sha256.Sum256(append([]byte("keyhold-key-id-v1\x00"+algorithm+"\x00"), public...))
 	return string(sum[:])

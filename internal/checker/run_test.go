@@ -40,7 +40,7 @@ type work struct {
 
 func newWork(t *testing.T, records, keys, batch int) *work {
 	t.Helper()
-	database, err := dynoxide.Find()
+	database, err := local.FindDatabase()
 	if errors.Is(err, dynoxide.ErrNotFound) && os.Getenv(dynoxidetest.RequireEnv) != "1" {
 		t.Skip(err)
 	}
@@ -129,7 +129,7 @@ func (w *work) finish(t *testing.T, killer *local.Killer, limit int) {
 	t.Fatalf("no end in %d rounds", rounds)
 }
 
-// check judges the folder, with edits of the tables where given.
+// options of the checker for the folder, whose tables are served there.
 func (w *work) options(t *testing.T, endpoint string) checker.Options {
 	t.Helper()
 	read := func(name string) []byte {
@@ -177,16 +177,16 @@ func (w *work) judge(t *testing.T, o checker.Options) checker.Report {
 // serve starts the database on the folder's file.
 func (w *work) serve(t *testing.T) string {
 	t.Helper()
-	db, err := dynoxide.Start(t.Context(), dynoxide.Options{Binary: w.database, DBPath: filepath.Join(w.dir, "dynamodb.db")})
+	endpoint, end, err := local.Serve(t.Context(), w.database, w.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := db.Kill(); err != nil {
+		if err := end(); err != nil {
 			t.Error(err)
 		}
 	})
-	return db.Endpoint()
+	return endpoint
 }
 
 // killer of everything that a run consists of, the supervisor now and then.

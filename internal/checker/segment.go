@@ -29,7 +29,7 @@ func (s *segmentReader) number() int {
 		return 0
 	}
 	s.b = s.b[n:]
-	return int(v) //nolint:gosec // below 2^20
+	return int(v)
 }
 
 func (s *segmentReader) bytes(n int) []byte {

@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/keyhold/keyhold/internal/awslocal/dynoxide"
 	"github.com/keyhold/keyhold/internal/checker"
 	"github.com/keyhold/keyhold/internal/e2e/local"
 )
@@ -49,20 +48,26 @@ type settings struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := command(ctx, os.Stdout)
+	err := command(ctx, os.Args[1:], os.Stdout)
 	stop()
 	if err != nil {
-		fmt.Fprintf(os.Stdout, "soak: FAIL: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(1)
+		say(os.Stdout, "soak: FAIL: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		os.Exit(1) //nolint:forbidigo // it is main
 	}
 }
 
-func command(ctx context.Context, out io.Writer) error {
+// say prints a line. That nobody reads is no reason to stop: the exit code remains.
+func say(out io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }
+
+func command(ctx context.Context, args []string, out io.Writer) error {
 	s := settings{records: 1_000_000}
-	flag.DurationVar(&s.lasts, "time", 0, "how long records are brought in; 0: until there are as many as "+recordsEnv+" says")
-	flag.Uint64Var(&s.seed, "seed", 1, "of what is killed when")
-	flag.StringVar(&s.root, "root", ".", "folder of the module")
-	flag.Parse()
+	flags := flag.NewFlagSet("soak", flag.ContinueOnError)
+	flags.DurationVar(&s.lasts, "time", 0, "how long records are brought in; 0: until there are as many as "+recordsEnv+" says")
+	flags.Uint64Var(&s.seed, "seed", 1, "of what is killed when")
+	flags.StringVar(&s.root, "root", ".", "folder of the module")
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("read the flags: %w", err)
+	}
 	if text := os.Getenv(recordsEnv); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
@@ -76,7 +81,7 @@ func command(ctx context.Context, out io.Writer) error {
 	}
 	err = soak(ctx, s, folder, out)
 	if err != nil {
-		fmt.Fprintf(out, "the run's folder is kept: %s\n", folder)
+		say(out, "the run's folder is kept: %s", folder)
 		return err
 	}
 	return os.RemoveAll(folder)
@@ -84,9 +89,9 @@ func command(ctx context.Context, out io.Writer) error {
 
 // soak runs the stack, works it, and judges it.
 func soak(ctx context.Context, s settings, folder string, out io.Writer) error {
-	database, err := dynoxide.Find()
+	database, err := local.FindDatabase()
 	if err != nil {
-		return fmt.Errorf("find the local DynamoDB: %w", err)
+		return err
 	}
 	st := &stack{dir: filepath.Join(folder, "run"), folder: folder}
 	if st.program, err = local.Build(ctx, s.root, folder, "keyhold-local"); err != nil {
@@ -117,8 +122,8 @@ func soak(ctx context.Context, s settings, folder string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%d kills: %v\n", killer.Total, killer.Killed)
-	fmt.Fprintf(out, "checked: %d records, %d signed, %d refused, %d quarantined; %d batches, %d receipts, %d boots; at most %d older idle keys overtaken\n",
+	say(out, "%d kills: %v", killer.Total, killer.Killed)
+	say(out, "checked: %d records, %d signed, %d refused, %d quarantined; %d batches, %d receipts, %d boots; at most %d older idle keys overtaken",
 		report.Records, report.Signed, report.Refused, report.Quarantined, report.Batches, report.Receipts, report.Boots, report.Overtaken)
 	figures, grew := m.judge()
 	if report.Wrong > 0 {
@@ -131,23 +136,23 @@ func soak(ctx context.Context, s settings, folder string, out io.Writer) error {
 		grew = errors.Join(errors.New("nothing was killed"), grew)
 	}
 	if grew != nil {
-		fmt.Fprintln(out, figures)
+		say(out, "%s", figures)
 		return grew
 	}
-	fmt.Fprintf(out, "soak: pass: %s, %d records, %d kills; %s\n", m.lasted().Round(time.Second), report.Records, killer.Total, figures)
+	say(out, "soak: pass: %s, %d records, %d kills; %s", m.lasted().Round(time.Second), report.Records, killer.Total, figures)
 	return nil
 }
 
 // judge has the tables read by the checker, from a database of its own on the same file.
 func (st *stack) judge(ctx context.Context, database string) (checker.Report, error) {
-	db, err := dynoxide.Start(ctx, dynoxide.Options{Binary: database, DBPath: filepath.Join(st.dir, "dynamodb.db")})
+	endpoint, end, err := local.Serve(ctx, database, st.dir)
 	if err != nil {
-		return checker.Report{}, fmt.Errorf("open the tables: %w", err)
+		return checker.Report{}, err
 	}
-	o, err := st.options(db.Endpoint())
+	o, err := st.options(endpoint)
 	if err != nil {
-		return checker.Report{}, errors.Join(err, db.Kill())
+		return checker.Report{}, errors.Join(err, end())
 	}
 	report, err := checker.Run(ctx, o)
-	return report, errors.Join(err, db.Kill())
+	return report, errors.Join(err, end())
 }

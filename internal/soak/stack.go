@@ -145,7 +145,7 @@ func (st *stack) work(ctx context.Context, s settings, k *local.Killer, m *meter
 		}
 		if time.Since(said) > 10*time.Second {
 			said = time.Now()
-			fmt.Fprintf(out, "%s: %d records imported\n", time.Since(began).Round(time.Second), st.count())
+			say(out, "%s: %d records imported", time.Since(began).Round(time.Second), st.count())
 		}
 	}
 	noMore()

@@ -37,6 +37,24 @@ func Build(ctx context.Context, root, folder, program string) (string, error) {
 	return out, nil
 }
 
+// FindDatabase returns the local DynamoDB's program.
+func FindDatabase() (string, error) {
+	path, err := dynoxide.Find()
+	if err != nil {
+		return "", fmt.Errorf("find the local DynamoDB: %w", err)
+	}
+	return path, nil
+}
+
+// Serve starts the database on the tables of a run that is over. The caller calls end.
+func Serve(ctx context.Context, database, dir string) (endpoint string, end func() error, err error) {
+	db, err := dynoxide.Start(ctx, dynoxide.Options{Binary: database, DBPath: filepath.Join(dir, "dynamodb.db")})
+	if err != nil {
+		return "", nil, fmt.Errorf("open the tables: %w", err)
+	}
+	return db.Endpoint(), db.Kill, nil
+}
+
 // Run is keyhold-local as a process, in a session of its own.
 type Run struct {
 	Dir            string
@@ -214,7 +232,7 @@ func Shorten(ctx context.Context, program, database, dir string) error {
 	}
 	r.Signal(Supervisor, unix.SIGINT)
 	<-r.Ended()
-	if err := os.WriteFile(name, short, 0o600); err != nil {
+	if err := os.WriteFile(name, short, 0o600); err != nil { //nolint:gosec // in the folder that the caller made
 		return fmt.Errorf("shorten the lease: %w", err)
 	}
 	return nil

@@ -93,9 +93,17 @@ func (p *parsed) signedBy(leaf *x509.Certificate) bool {
 	if err != nil {
 		return false
 	}
+	return verifyES384(key, signed, p.signature)
+}
+
+// verifyES384 verifies r || s of RFC 9053, section 2.1.
+func verifyES384(key *ecdsa.PublicKey, signed, signature []byte) bool {
+	if len(signature) != signatureSize {
+		return false
+	}
 	digest := sha512.Sum384(signed)
-	r := new(big.Int).SetBytes(p.signature[:signatureSize/2])
-	s := new(big.Int).SetBytes(p.signature[signatureSize/2:])
+	r := new(big.Int).SetBytes(signature[:signatureSize/2])
+	s := new(big.Int).SetBytes(signature[signatureSize/2:])
 	return ecdsa.Verify(key, digest[:], r, s)
 }
 

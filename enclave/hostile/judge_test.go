@@ -209,20 +209,26 @@ func (j *judge) verdict(t *testing.T) (signatures int) {
 			t.Errorf("%s came out of the enclave", name)
 		}
 	}
-	policies := map[record.KeyID]*sealed.Public{}
-	for _, entry := range j.entries {
-		e, err := sealed.DecodeEntry(entry)
-		must(t, err)
-		policies[e.Public.KeyID] = &e.Public
-	}
+	keys := j.publics(t)
 	for _, reply := range j.replies {
-		signatures += j.permitted(t, reply, policies)
+		signatures += j.permitted(t, reply, keys)
 	}
 	return signatures
 }
 
+// publics are the public parts of all keys that were made.
+func (j *judge) publics(t *testing.T) map[record.KeyID]*sealed.Public {
+	t.Helper()
+	keys := map[record.KeyID]*sealed.Public{}
+	for _, entry := range j.entries {
+		p := public(t, entry)
+		keys[p.KeyID] = &p
+	}
+	return keys
+}
+
 // permitted checks one answer to sign.
-func (j *judge) permitted(t *testing.T, reply *wire.SignReply, keys map[record.KeyID]*sealed.Public) (signatures int) {
+func (j *judge) permitted(t testing.TB, reply *wire.SignReply, keys map[record.KeyID]*sealed.Public) (signatures int) {
 	t.Helper()
 	if len(reply.Result) == 0 && len(reply.Receipt) == 0 {
 		return 0 // a probe

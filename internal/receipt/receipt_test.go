@@ -287,3 +287,30 @@ func FuzzOpenReceiptTakesOnlyTheSigned(f *testing.F) {
 		}
 	})
 }
+
+func FuzzCheckStatementTakesOnlyTheVouchedFor(f *testing.F) {
+	_, public := receiptKey()
+	good := receipt.Encode(testStatement())
+	vouched := receipt.UserData(receipt.KindBoot, good)
+	f.Add(good, vouched)
+	f.Add(good, receipt.UserData(receipt.KindChallenge, nil))
+	f.Fuzz(func(t *testing.T, b, userData []byte) {
+		st, err := receipt.CheckStatement(b, public, userData)
+		if err == nil && (!slices.Equal(receipt.Encode(st), b) || !slices.Equal(userData, receipt.UserData(receipt.KindBoot, b))) {
+			t.Error("accepted what the document does not vouch for")
+		}
+	})
+}
+
+func FuzzOpenHeadsTakesOnlyTheSigned(f *testing.F) {
+	key, public := receiptKey()
+	heads := testHeads()
+	good := receipt.Sign(key, receipt.Encode(heads))
+	f.Add(good)
+	f.Add(receipt.Sign(key, receipt.Encode(testReceipt(1, [32]byte{}))))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, err := receipt.OpenHeads(public, heads.Nonce, b); err == nil && !slices.Equal(b, good) {
+			t.Error("accepted what was not signed")
+		}
+	})
+}

@@ -107,6 +107,10 @@ func (s *ring) aead(id record.KeyID) (cipher.AEAD, error) {
 		return nil, refusal.NoKeyring
 	}
 	defer clear(key)
+	return newGCM(key)
+}
+
+func newGCM(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, refusal.Internal

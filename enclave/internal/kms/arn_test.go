@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/keyhold/keyhold/enclave/internal/kms"
@@ -58,4 +59,25 @@ func TestEverythingButTheARNOfAKeyIsRefused(t *testing.T) {
 			t.Errorf("%q: %v, %v", text, arn, err)
 		}
 	}
+}
+
+func FuzzParseKeyARN(f *testing.F) {
+	for _, seed := range []string{
+		"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws-cn:kms:cn-north-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+		"arn:aws:kms:eu-central-1:111122223333:alias/main", "arn:aws:kms:eu.evil:111122223333:key/x", "",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		arn, err := kms.ParseKeyARN(text)
+		if err != nil {
+			return
+		}
+		if arn.String() != text {
+			t.Errorf("%q became %q", text, arn)
+		}
+		if host := arn.Host(); !strings.HasPrefix(host, "kms."+arn.Region+".amazonaws.com") || strings.ContainsAny(host, "/@:?# ") {
+			t.Errorf("%q leads to the host %q", text, host)
+		}
+	})
 }

@@ -28,6 +28,7 @@ type plan struct {
 	lag                int // writes that indexes are behind
 	cold               bool
 	calm               bool    // answers are lost and calls fail; nothing crashes, stops or slows down
+	duel               bool    // two parents, two enclaves, and mostly what makes claims overlap
 	rate               float64 // of faults, by call
 	slow               float64 // share of records that take long to sign
 	faults             time.Duration
@@ -56,6 +57,10 @@ func newPlan(seed uint64) plan {
 	if p.calm {
 		p.slow = 0
 	}
+	if p.duel = seed%4 == 0; p.duel {
+		p.parents, p.enclaves, p.keys, p.batches, p.batchSize, p.pinned, p.poison = 2, 2, 2, 3, 1, 0, 0
+		p.rate, p.slow, p.calm, p.cold, p.lag = 0.01, 0.05, false, false, 0
+	}
 	for range p.parents {
 		p.leases = append(p.leases, []time.Duration{longLease, shortLease}[r.IntN(2)])
 	}
@@ -63,8 +68,8 @@ func newPlan(seed uint64) plan {
 }
 
 func (p *plan) String() string {
-	return fmt.Sprintf("seed %d: %d parents (leases %v), %d enclaves, %d keys, %d+%d batches of %d, %d poison, lag %d, cold %t, calm %t, fault rate %g, slow %g, faults for %s",
-		p.seed, p.parents, p.leases, p.enclaves, p.keys, p.batches, p.pinned, p.batchSize, p.poison, p.lag, p.cold, p.calm, p.rate, p.slow, p.faults)
+	return fmt.Sprintf("seed %d: %d parents (leases %v), %d enclaves, %d keys, %d+%d batches of %d, %d poison, lag %d, cold %t, calm %t, duel %t, fault rate %g, slow %g, faults for %s",
+		p.seed, p.parents, p.leases, p.enclaves, p.keys, p.batches, p.pinned, p.batchSize, p.poison, p.lag, p.cold, p.calm, p.duel, p.rate, p.slow, p.faults)
 }
 
 // payload of record i of an import; the poisoned ones say so.

@@ -29,16 +29,26 @@ var weights = map[string]float64{
 	"ticket": 3, "sign": 7, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
 }
 
+// duelFaults happen in every fourth of those calls of a duel: a parent stands still
+// with a new claim in its hands, a connection ends while the enclave signs.
+var duelFaults = map[string]fault{"claim": stopsAfter, "sign": cutMidway}
+
 // draw decides about one call.
 func (p *parent) draw(r *rand.Rand, step string, possible []fault) fault {
 	rate := p.w.plan.rate
 	if m := weights[step]; m > 0 {
 		rate = min(m*rate, 0.35)
 	}
+	if duelFaults[step] != fine && p.w.plan.duel {
+		rate = 0.25
+	}
 	if r.Float64() >= rate || p.w.isCalm() {
 		return fine
 	}
 	f := possible[r.IntN(len(possible))]
+	if d := duelFaults[step]; p.w.plan.duel && d != fine {
+		f = d
+	}
 	if p.w.plan.calm && f != throttled && f != failed && f != answerLost && f != conflict {
 		return fine
 	}

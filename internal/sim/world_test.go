@@ -240,6 +240,11 @@ func newEnclave(t *testing.T, w *world, i int) *enclave {
 
 // beforeRecord takes the time of one signature, and says whether it kills.
 func (e *enclave) beforeRecord(payload []byte) bool {
+	boot := e.w.judge.boot(e)
+	dead := func() bool { return e.w.judge.gone(&conn{e: e, boot: boot}) }
+	if dead() {
+		return false // a batch that nobody waits for any more
+	}
 	r := e.w.dice.of(e.name + " signs " + string(payload))
 	d := upTo(r, 20*time.Millisecond)
 	step, slow := e.w.judge.signing(e, string(payload))
@@ -252,7 +257,7 @@ func (e *enclave) beforeRecord(payload []byte) bool {
 		e.w.cover.add(slowSign, step, 1)
 	}
 	sleep(e.w.ctx, d)
-	if !isPoison(string(payload)) {
+	if dead() || !isPoison(string(payload)) {
 		return false
 	}
 	e.w.cover.add(poisoned, step, 1)

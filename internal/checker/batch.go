@@ -1,7 +1,6 @@
 package checker
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -36,19 +35,11 @@ func (l *line) fingerprint() (f fingerprint) {
 }
 
 // checkBatch holds one batch against its segments and its receipt.
-func (r *run) checkBatch(ctx context.Context, c *control) error {
-	payload, err := r.db.segment(ctx, c.id, "payload")
-	if err != nil {
-		return fmt.Errorf("read batch %s: %w", c.id, err)
-	}
-	entries, malformed := readPayload(payload)
-	if malformed != nil || uint64(len(entries)) != c.count {
+func (r *run) checkBatch(c *control, s segments) {
+	entries, err := readPayload(s.payload)
+	if err != nil || uint64(len(entries)) != c.count {
 		r.found("G1: batch %s: its payload is missing, malformed or of another count", c.id)
-		return nil //nolint:nilerr // it was read, and found wrong
-	}
-	result, err := r.db.segment(ctx, c.id, "result")
-	if err != nil {
-		return fmt.Errorf("read batch %s: %w", c.id, err)
+		return
 	}
 	root := payloadRoot(c.kind, entries)
 	if string(root[:]) != string(c.root) {
@@ -58,18 +49,17 @@ func (r *run) checkBatch(ctx context.Context, c *control) error {
 	var rec *receipt
 	switch {
 	case c.state == "SIGNED":
-		if outcomes, malformed = readResult(result); malformed != nil || len(outcomes) != len(entries) {
+		if outcomes, err = readResult(s.result); err != nil || len(outcomes) != len(entries) {
 			r.found("G1: batch %s: it is SIGNED, and its result is missing, malformed or of another count", c.id)
-			return nil //nolint:nilerr // it was read, and found wrong
+			return
 		}
 		rec = r.checkReceipt(c, root, outcomes)
-	case result != nil:
+	case s.result != nil:
 		r.found("G1: batch %s: a result, and the batch is %s", c.id, c.state)
 	case c.state != "QUARANTINED":
 		r.found("G5: batch %s ended %s", c.id, c.state)
 	}
 	r.checkRecords(c, entries, outcomes, rec)
-	return nil
 }
 
 func payloadRoot(kind string, entries []entry) [32]byte {

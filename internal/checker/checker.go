@@ -9,11 +9,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keyhold/keyhold/internal/e2e"
 )
@@ -85,8 +82,8 @@ type run struct {
 	boots    map[string]*boot
 	receipts map[place]*receipt
 	signed   map[place][]byte
-	parts    map[string]map[string]bool // segments by batch
-	refs     map[string]ref             // records that came with an id
+	segments map[string]segments // by batch
+	refs     map[string]ref      // records that came with an id
 
 	mu      sync.Mutex // guards what follows while batches are checked
 	report  Report
@@ -105,19 +102,14 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		o: o, db: database{endpoint: o.Endpoint, prefix: o.Prefix},
 		batches: map[string]*control{}, imports: map[string][2]uint64{}, leases: map[string]lease{}, keys: map[string]bool{},
 		boots: map[string]*boot{}, receipts: map[place]*receipt{}, signed: map[place][]byte{},
-		parts: map[string]map[string]bool{}, refs: map[string]ref{}, records: map[string]fingerprint{},
+		segments: map[string]segments{}, refs: map[string]ref{}, records: map[string]fingerprint{},
 	}
 	if err := r.read(ctx); err != nil {
 		return Report{}, err
 	}
 	r.proveBoots()
 	r.openReceipts()
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(2 * runtime.NumCPU())
-	for _, c := range r.batches {
-		g.Go(func() error { return r.checkBatch(ctx, c) })
-	}
-	if err := g.Wait(); err != nil {
+	if err := r.checkSegments(ctx); err != nil {
 		return Report{}, err
 	}
 	r.checkTotals()

@@ -28,7 +28,7 @@ func (r *run) checkTotals() {
 			r.found("G5: import %s: %d batches and %d records are there, want %d and %d", id, got[0], got[1], want[0], want[1])
 		}
 	}
-	for id := range r.parts {
+	for id := range r.segments {
 		if _, known := r.batches[id]; !known {
 			r.found("G1: a segment of batch %s, which is not there", id)
 		}

@@ -3,10 +3,13 @@ package checker
 import (
 	"context"
 	"errors"
+	"runtime"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// read takes in all tables but the contents of segments.
+// read takes in all tables but the segments.
 func (r *run) read(ctx context.Context) error {
 	for _, t := range []struct {
 		table string
@@ -32,14 +35,6 @@ func (r *run) read(ctx context.Context) error {
 			at, err := parseLane(i.bytes("l"), i.number("n"))
 			r.signed[at] = i.bytes("d")
 			return err
-		}},
-		{"segments", []string{"b", "q"}, func(i *row) error {
-			id := i.text("b")
-			if r.parts[id] == nil {
-				r.parts[id] = map[string]bool{}
-			}
-			r.parts[id][i.text("q")] = true
-			return nil
 		}},
 		{"records", []string{"id", "b", "n"}, func(i *row) error {
 			r.refs[i.text("id")] = ref{batch: i.text("b"), index: i.number("n")}
@@ -77,4 +72,44 @@ func (r *run) addBatch(i *row) error {
 	}
 	r.batches[c.id] = c
 	return nil
+}
+
+// segments of one batch, as they come out of the table.
+type segments struct {
+	payload, result []byte
+	checked         bool // and dropped: a million records would not fit
+}
+
+// checkSegments reads the segments, and checks each batch as soon as both of its own are there; what has
+// fewer is checked in the end.
+func (r *run) checkSegments(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(runtime.NumCPU())
+	check := func(c *control, s segments) {
+		g.Go(func() error { r.checkBatch(c, s); return nil })
+	}
+	err := r.db.scan(ctx, "segments", nil, func(i *row) error {
+		id, part := i.text("b"), i.text("q")
+		s := r.segments[id]
+		switch part {
+		case "payload":
+			s.payload = i.bytes("d")
+		case "result":
+			s.result = i.bytes("d")
+		default:
+			r.found("G1: a segment of batch %s that is no payload and no result", id)
+		}
+		if c, known := r.batches[id]; known && s.payload != nil && s.result != nil {
+			check(c, s)
+			s = segments{checked: true}
+		}
+		r.segments[id] = s
+		return nil
+	})
+	for id, c := range r.batches {
+		if s := r.segments[id]; err == nil && !s.checked {
+			check(c, s)
+		}
+	}
+	return errors.Join(err, g.Wait())
 }

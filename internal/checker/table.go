@@ -93,21 +93,6 @@ func (d *database) scan(ctx context.Context, table string, names []string, f fun
 	}
 }
 
-// segment reads a part of a batch; nil where it is not there.
-func (d *database) segment(ctx context.Context, batch, part string) ([]byte, error) {
-	var out struct{ Item item }
-	err := d.call(ctx, "GetItem", map[string]any{
-		"TableName": d.prefix + "segments", "ConsistentRead": true,
-		"Key": map[string]any{"b": map[string]string{"S": batch}, "q": map[string]string{"S": part}},
-	}, &out)
-	if err != nil || out.Item == nil {
-		return nil, err
-	}
-	r := &row{item: out.Item}
-	b := r.bytes("d")
-	return b, r.err
-}
-
 // row reads attributes of an item; an absent one is zero. After the first one of another type it has an
 // error.
 type row struct {

@@ -66,7 +66,9 @@ func (p *parent) elapsed() time.Duration {
 // well, others die.
 func (w *world) keepParent(slot int) {
 	r := w.dice.of(fmt.Sprintf("life of parent %d", slot))
-	sleep(w.ctx, upTo(r, 2*time.Second))
+	if first := upTo(r, 2*time.Second); !w.plan.duel {
+		sleep(w.ctx, first)
+	}
 	for w.ctx.Err() == nil {
 		p := w.newParent(fmt.Sprintf("parent-%d", slot), slot)
 		ended := make(chan struct{})

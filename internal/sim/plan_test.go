@@ -58,7 +58,7 @@ func newPlan(seed uint64) plan {
 		p.slow = 0
 	}
 	if p.duel = seed%4 == 0; p.duel {
-		p.parents, p.enclaves, p.keys, p.batches, p.batchSize, p.pinned, p.poison = 2, 2, 2, 3, 1, 0, 0
+		p.parents, p.enclaves, p.keys, p.batches, p.batchSize, p.pinned, p.poison = 2, 2, 2, 8, 1, 0, 0
 		p.rate, p.slow, p.calm, p.cold, p.lag = 0.01, 0.05, false, false, 0
 	}
 	for range p.parents {

@@ -29,7 +29,7 @@ var weights = map[string]float64{
 	"ticket": 3, "sign": 7, "probe": 10, "cancel": 10, "fence": 10, "load": 6,
 }
 
-// duelFaults happen in every fourth of those calls of a duel: a parent stands still
+// duelFaults happen in two of five of those calls of a duel: a parent stands still
 // with a new claim in its hands, a connection ends while the enclave signs.
 var duelFaults = map[string]fault{"claim": stopsAfter, "sign": cutMidway}
 
@@ -40,7 +40,7 @@ func (p *parent) draw(r *rand.Rand, step string, possible []fault) fault {
 		rate = min(m*rate, 0.35)
 	}
 	if duelFaults[step] != fine && p.w.plan.duel {
-		rate = 0.25
+		rate = 0.4
 	}
 	if r.Float64() >= rate || p.w.isCalm() {
 		return fine

@@ -106,6 +106,9 @@ func rewritePayloads(t *testing.T, got *tally) {
 func rewriteControl(t *testing.T, got *tally) {
 	s := tablesOf(t)
 	for n, own := range s.batches {
+		if n%stride(1) != 0 {
+			continue
+		}
 		another := s.batches[(n+batchesOfBoot)%len(s.batches)] // of the other boot
 		for what, change := range map[string]func(*store.Batch){
 			"import": func(b *store.Batch) { b.ImportID = another.ImportID }, "id": func(b *store.Batch) { b.ID = another.ID },
@@ -215,6 +218,9 @@ func mixReceipts(t *testing.T, got *tally) {
 				return all
 			}
 			s.tries(t, got, fmt.Sprintf("%d and %d exchanged", i, j), found)
+			if (i+j)%stride(1) != 0 {
+				continue
+			}
 			s.lane = func(all []store.Receipt) []store.Receipt { all[i].Signed = all[j].Signed; return all }
 			s.tries(t, got, fmt.Sprintf("%d in the place of %d", j, i), found)
 			s.lane = func(all []store.Receipt) []store.Receipt {

@@ -352,7 +352,7 @@ func TestEveryRemoteCallMayGoWrongInEveryWay(t *testing.T) {
 			calls := callsOf(t, ph)
 			hit, runs, step := map[string]bool{}, 0, 1
 			if testing.Short() {
-				step = 5
+				step = 15
 			}
 			for i, nth := range telling(calls) {
 				for _, w := range ways {
@@ -421,7 +421,7 @@ func TestEveryTwoRemoteCallsMayGoWrong(t *testing.T) {
 			case fullSweep():
 				turn = 1
 			case testing.Short():
-				turn = 8 * pairsInTurn
+				turn = 20 * pairsInTurn
 			}
 			played, both := 0, 0
 			for i := 0; i < len(pairs); i += turn {

@@ -82,6 +82,7 @@ inline commit(b, k, f, g) {
 	if
 	:: ABSENT(b) && SAMEFENCE(b, f) && SAMEKEY(k, g) ->
 		results[b]++; state[b] = signed; batchOf[k] = NONE;
+		owner[b] = 0; keyOf[b] = NONE; attempts[b] = 0; /* which nobody looks at any more */
 		assert(results[b] == 1);      /* G1 */
 		assert(g > committed[k]);     /* G2 */
 		committed[k] = g;
@@ -99,7 +100,11 @@ inline release(b, k, f, g, to) {
 		:: to == 0 -> attempts[b]--; keyOf[b] = NONE /* nothing was sent */
 		:: else
 		fi;
-		batchOf[k] = NONE;
+		batchOf[k] = NONE; owner[b] = 0;
+		if
+		:: to == 2 -> keyOf[b] = NONE; attempts[b] = 0
+		:: else
+		fi;
 		assert(SOUND(0) && SOUND(1))
 	:: else
 	fi
@@ -156,7 +161,6 @@ end:	if
 		:: state[B] == claimed && fence[B] == F + 1 && owner[B] == me + 1 && keyOf[B] == K -> F++; G++; T = false
 		:: else -> forget(); goto find
 		fi }
-	:: atomic { dead < NP - 1 -> dead++; forget(); goto gone }
 	fi;
 	/* worker.sign: signed, refused, or not sent at all */
 	if

@@ -64,6 +64,9 @@ func newPlan(seed uint64) plan {
 	for range p.parents {
 		p.leases = append(p.leases, []time.Duration{longLease, shortLease}[r.IntN(2)])
 	}
+	if p.duel {
+		p.leases = []time.Duration{longLease, shortLease}
+	}
 	return p
 }
 

@@ -103,7 +103,11 @@ func (p *parent) suffer(r *rand.Rand, f, death, halt fault) {
 	case death:
 		p.die()
 	case halt:
-		p.standStill(upTo(r, []time.Duration{longLease, 3 * longLease}[r.IntN(2)]))
+		most := []time.Duration{longLease, 3 * longLease}[r.IntN(2)]
+		if p.w.plan.duel {
+			most = longLease
+		}
+		p.standStill(upTo(r, most))
 	}
 }
 

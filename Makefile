@@ -115,8 +115,9 @@ sweep: ## make every two remote calls of a small run go wrong, in every way (min
 soak: tools ## sign KEYHOLD_SOAK_RECORDS (1000000) records, or for SOAK=2m, while processes are killed; then judge tables and growth
 	go run ./internal/soak $(if $(SOAK),-time $(SOAK)) $(if $(SEED),-seed $(SEED))
 
-# Plain go test runs some hundred schedules, make test this many. make sim runs any number.
+# Plain go test runs some hundred schedules and no mutant, make test this many and all. make sim runs any number.
 test: export KEYHOLD_SIM_SCHEDULES ?= 10000
+test: export KEYHOLD_SIM_MUTANTS ?= 1
 
 .PHONY: sim
 sim: ## run SCHEDULES (100000) simulated schedules of parents and enclaves under faults

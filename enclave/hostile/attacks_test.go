@@ -103,10 +103,7 @@ func TestEveryAttackGetsWhatItMustGet(t *testing.T) {
 			})
 		}
 	})
-	var by []string
-	for _, o := range slices.Sorted(maps.Keys(total.n)) {
-		by = append(by, o)
-	}
+	by := slices.Sorted(maps.Keys(total.n))
 	t.Logf("%d attacks, %d tries, which came to %d outcomes (%s): %v", len(all), total.total(), len(by), strings.Join(by, ", "), total.n)
 }
 

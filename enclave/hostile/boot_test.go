@@ -52,7 +52,8 @@ func badConfigFirst(t *testing.T, got *tally) {
 	good, err := config.Encode(testConfig())
 	must(t, err)
 	for _, bad := range [][]byte{
-		{}, []byte("{}"), append(bytes.Clone(good), ' '), good[:len(good)-2],
+		{},
+		[]byte("{}"), append(bytes.Clone(good), ' '), good[:len(good)-2],
 		bytes.Replace(good, []byte(`"version"`), []byte(`"Version"`), 1), bytes.Replace(good, []byte(`{`), []byte(`{"root":"mine",`), 1),
 		bytes.Replace(good, []byte("arn:aws:kms"), []byte("arn:aws:ec2"), 1),
 	} {
@@ -176,7 +177,10 @@ func smuggle(t *testing.T, got *tally) {
 	public, _, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	nonces := [][]byte{
-		der, der[:64], der[:65], public, append(bytes.Clone(public), public...), {}, {0}, bytes.Repeat([]byte{0xff}, 64), make([]byte, 1024),
+		der, der[:64], der[:65], public, append(bytes.Clone(public), public...),
+		{},
+		{0},
+		bytes.Repeat([]byte{0xff}, 64), make([]byte, 1024),
 		[]byte("\x6apublic_key\x58\x20" + string(public)), []byte("\x40\x6apublic_key\x44mine\x69user_data\x43kms"),
 		receipt.UserData(receipt.KindKMS, nil)[:64], []byte("keyhold-attestation-v1:kms\x00"), receipt.UserData(receipt.KindBoot, h.Statement),
 	}

@@ -247,6 +247,6 @@ func (c *cloud) settle(t *testing.T) {
 	var dek []byte
 	must(t, s.Use(func(b []byte) error { dek = bytes.Clone(b); return nil }))
 	c.hear(nil, c.logged.b.Bytes())
-	c.knows(t, dek, c.judge.entries)
+	c.knows(t, dek, c.entries)
 	t.Logf("the judge read %d streams and verified %d signatures", len(c.out), c.verdict(t))
 }

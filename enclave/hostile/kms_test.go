@@ -146,7 +146,7 @@ func (s *spoiling) spoil(p []byte) []byte {
 	out := bytes.Clone(p)
 	if i := s.at - s.seen; i >= 0 && i < len(p) {
 		if s.cut {
-			_ = s.Conn.Close() // the enclave will notice
+			_ = s.Close() // the enclave will notice
 			out = out[:i]
 		} else {
 			out[i] ^= 1

@@ -259,7 +259,7 @@ func (s *tables) sign(ctx context.Context, connect func(context.Context) (*signc
 	var mu sync.Mutex
 	left := batchesOfBoot
 	return pipeline.Run(ctx, pipeline.Config{
-		Store: s.Store, Workers: 1, Owner: "parent", Rand: rand.New(rand.NewPCG(1, uint64(n))), Logger: slog.New(slog.DiscardHandler), //nolint:gosec // jitter
+		Store: s.Store, Workers: 1, Owner: "parent", Rand: rand.New(rand.NewPCG(1, uint64(n))), Logger: slog.New(slog.DiscardHandler),
 		Enclaves: []pipeline.Enclave{{Name: "0", Connect: connect}},
 		Observer: pipeline.Observer{Committed: func(*store.Batch, int, time.Duration) {
 			mu.Lock()

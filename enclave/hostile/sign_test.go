@@ -294,7 +294,7 @@ func fencedRelease(t *testing.T, got *tally) {
 			return err
 		},
 	} {
-		fence := record.Fence(n + 1) //nolint:gosec // one of two
+		fence := record.Fence(n + 1)
 		v.whileSigning(func() {
 			if err := revoke(fence); err != nil {
 				t.Error(err)

@@ -183,7 +183,7 @@ func reorder(t *testing.T, got *tally) {
 		order := permutation(n, len(all))
 		for _, i := range order {
 			if s, ok := all[i].body.(*wire.Sign); ok {
-				s.KeyFence = record.Fence(1 + n*7%rounds) //nolint:gosec // small
+				s.KeyFence = record.Fence(1 + n*7%rounds)
 			}
 			raw = append(raw, frame(t, all[i].typ, all[i].body)...)
 		}

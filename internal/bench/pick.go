@@ -173,7 +173,7 @@ func (p pattern) schema() any {
 }
 
 func writeFile(name string, f func(io.Writer) error) (err error) {
-	file, err := os.Create(name) //nolint:gosec // in a folder of our own
+	file, err := os.Create(name)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

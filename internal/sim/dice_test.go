@@ -37,8 +37,8 @@ func (d *dice) of(name string) *rand.Rand {
 
 func (d *dice) stream(name string, n uint64) *rand.Rand {
 	h := fnv.New64a()
-	h.Write([]byte(name))                             //nolint:errcheck // a hash never fails
-	return rand.New(rand.NewPCG(d.seed^h.Sum64(), n)) //nolint:gosec // a simulator wants to be repeated
+	h.Write([]byte(name))
+	return rand.New(rand.NewPCG(d.seed^h.Sum64(), n))
 }
 
 // worksOn says what the calling goroutine works on from now on.
@@ -77,7 +77,7 @@ func (s *source) Uint64() uint64 {
 		s.at, s.n = now, 0
 	}
 	s.n++
-	return s.d.stream(s.name+" draws", uint64(now)+s.n<<48).Uint64() //nolint:gosec // a simulator
+	return s.d.stream(s.name+" draws", uint64(now)+s.n<<48).Uint64()
 }
 
 // goroutine returns the number of the calling goroutine.

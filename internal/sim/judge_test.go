@@ -85,8 +85,8 @@ func (j *judge) failLocked(promise, format string, args ...any) {
 // claim makes a claim and looks at what it did. The world's lock is held.
 func (j *judge) claim(p *parent, c store.Claim, do func() (store.Batch, error)) (store.Batch, error) {
 	ctx := j.w.ctx
-	before, _ := j.w.tables.Batch(ctx, c.Batch.ID) //nolint:errcheck // zero where it is not there
-	lease, _ := j.w.tables.Lease(ctx, c.KeyID)     //nolint:errcheck // likewise
+	before, _ := j.w.tables.Batch(ctx, c.Batch.ID)
+	lease, _ := j.w.tables.Lease(ctx, c.KeyID)
 	passed := j.passedOver(&before, &lease, c)
 	b, err := do()
 	if err != nil || before.ClaimID == c.ClaimID {
@@ -138,7 +138,7 @@ func (j *judge) commit(c store.Commit, do func() error) error {
 	if err != nil {
 		return err
 	}
-	stored, _ := j.w.tables.Result(ctx, id) //nolint:errcheck // nil where it is not there
+	stored, _ := j.w.tables.Result(ctx, id)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if first, again := j.results[id]; again {
@@ -283,7 +283,7 @@ func (j *judge) answers(c *conn, r *request, q *wire.Message) {
 	switch q.Type { //nolint:exhaustive // the others hold no ticket
 	case wire.TypeError:
 		var m wire.Error
-		_ = wire.DecodeBody(q, &m) //nolint:errcheck // our own code made it
+		_ = wire.DecodeBody(q, &m)
 		t, ended = m.Ticket, m.Code
 	case wire.TypeHello:
 		t = decode[wire.HelloReply](q).Ticket
@@ -309,7 +309,7 @@ func (j *judge) answers(c *conn, r *request, q *wire.Message) {
 }
 
 func decode[M any](q *wire.Message) (m M) {
-	_ = wire.DecodeBody(q, &m) //nolint:errcheck // our own code made it
+	_ = wire.DecodeBody(q, &m)
 	return m
 }
 

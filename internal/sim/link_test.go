@@ -76,7 +76,7 @@ func (n *nearConn) Close() error {
 }
 
 // cut ends the connection. The other end is gone too, and nobody asks why.
-func (n *nearConn) cut() { _ = n.Close() } //nolint:errcheck // a pipe closes
+func (n *nearConn) cut() { _ = n.Close() }
 
 // Write sends one frame: signclient writes each at once.
 func (n *nearConn) Write(b []byte) (int, error) {
@@ -214,7 +214,7 @@ func (f *farConn) asked(frame []byte) {
 // SetWriteDeadline never fails: an answer is released even where its connection
 // is gone by then, and Write has to see it.
 func (f *farConn) SetWriteDeadline(t time.Time) error {
-	_ = f.Conn.SetWriteDeadline(t) //nolint:errcheck // Write says the same
+	_ = f.Conn.SetWriteDeadline(t)
 	return nil
 }
 

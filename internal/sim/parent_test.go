@@ -105,7 +105,7 @@ func (p *parent) run() {
 	r := p.w.dice.of("owner of " + p.name)
 	cfg := pipeline.Config{
 		Store: &view{Store: p.w.tables, p: p}, Workers: 1, Lease: p.lease,
-		Owner: fmt.Sprintf("%s-%x", p.name, r.Uint64()), Rand: rand.New(&source{d: p.w.dice, name: p.name}), //nolint:gosec // a simulator
+		Owner: fmt.Sprintf("%s-%x", p.name, r.Uint64()), Rand: rand.New(&source{d: p.w.dice, name: p.name}),
 		Now: p.now, Elapsed: p.elapsed, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, e := range p.w.enclaves {

@@ -36,7 +36,7 @@ type plan struct {
 }
 
 func newPlan(seed uint64) plan {
-	r := rand.New(rand.NewPCG(seed, 0x706c616e)) //nolint:gosec // a simulator wants to be repeated
+	r := rand.New(rand.NewPCG(seed, 0x706c616e))
 	p := plan{
 		seed: seed, parents: 1 + (1+r.IntN(4))/2, enclaves: 1 + min(r.IntN(4), 1), keys: 2 + r.IntN(3),
 		batches: 3 + r.IntN(4), batchSize: 1 + r.IntN(3), pinned: r.IntN(2),

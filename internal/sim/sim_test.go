@@ -62,7 +62,7 @@ func TestEverySeededScheduleKeepsThePromises(t *testing.T) {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
 				for seed := next.Add(1); seed <= int64(n) && failed.Load() < maxFailed; seed = next.Add(1) {
-					w := schedule(t, uint64(seed), k) //nolint:gosec // positive
+					w := schedule(t, uint64(seed), k)
 					if len(w.judge.verdicts) > 0 {
 						failed.Add(1)
 						report(t, w)
@@ -111,7 +111,7 @@ func TestReplay(t *testing.T) {
 
 func TestOneSeedGivesOneSequenceOfCalls(t *testing.T) {
 	k := makeKeys(t)
-	seeds := uint64(min(200, schedules(t)/4)) //nolint:gosec // positive
+	seeds := uint64(min(200, schedules(t)/4))
 	for seed := uint64(1); seed <= seeds; seed++ {
 		one, two := schedule(t, seed, k).trace.lines(), schedule(t, seed, k).trace.lines()
 		if slices.Equal(one, two) {

@@ -49,7 +49,7 @@ func (j *judge) result(b *store.Batch, seen map[string]int) {
 		j.failLocked("G1", "the result of %s is not the one that was committed first", b.ID)
 		return
 	}
-	segment, _ := j.w.tables.Payload(j.w.ctx, b.ID) //nolint:errcheck // empty where it is not there
+	segment, _ := j.w.tables.Payload(j.w.ctx, b.ID)
 	rs, err := record.DecodePayload(segment)
 	_, out, bad := record.DecodeResult(raw)
 	if err != nil || bad != nil || len(out) != len(rs) {

@@ -59,7 +59,7 @@ func TestAFullDiskEndsTheRunAndTheSameCommandGoesOnWhenThereIsSpace(t *testing.T
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWork(t, 4000, 10, 25)
+			w := newWork(t, 8000, 10, 25) // enough that signing outlasts the filling
 			disk := smallDisk(t, "96m")
 			w.dir = filepath.Join(disk, "run")
 			var ballast string

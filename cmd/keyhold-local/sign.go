@@ -46,11 +46,11 @@ func sign(ctx context.Context, s *stack, v values, stderr io.Writer) (seconds, r
 		if shard < 0 {
 			break
 		}
-		if time.Since(counted) < progressEvery {
-			continue
-		}
 		if err := checkSpace(s.log); err != nil {
 			return 0, 0, err
+		}
+		if time.Since(counted) < progressEvery {
+			continue
 		}
 		if open, err = countOpen(ctx, s); err != nil {
 			return 0, 0, err

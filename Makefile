@@ -41,8 +41,8 @@ demo: tools build ## sign RECORDS (100000) random records with KEYS (100) keys i
 .PHONY: test
 test: tools ## vet, run the whole test suite, then the concurrent packages under the race detector
 	go vet ./...
-	KEYHOLD_REQUIRE_SERVICES=1 go test -timeout 9m ./...
-	KEYHOLD_REQUIRE_SERVICES=1 go test -race -short -timeout 5m $(RACE_PKGS)
+	KEYHOLD_REQUIRE_SERVICES=1 go test -timeout 20m ./...
+	KEYHOLD_REQUIRE_SERVICES=1 go test -race -short -timeout 10m $(RACE_PKGS)
 
 .PHONY: bench
 bench: tools build ## measure the ratios of docs/performance.md

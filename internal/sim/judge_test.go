@@ -22,6 +22,7 @@ type judge struct {
 	claims   map[record.KeyID]holding
 	claimed  map[record.BatchID]record.Fence // newest fence of each batch
 	commits  map[record.KeyID]record.Fence   // newest that was committed
+	known    map[record.KeyID]time.Time      // when the newest freeing of a key was answered
 	results  map[record.BatchID][]byte       // the first of each
 	tickets  map[string]time.Time            // when each was issued
 	acked    map[place]revocation            // by boot and key
@@ -65,7 +66,7 @@ func newJudge(w *world) *judge {
 	return &judge{
 		w: w, claims: map[record.KeyID]holding{}, claimed: map[record.BatchID]record.Fence{},
 		commits: map[record.KeyID]record.Fence{}, results: map[record.BatchID][]byte{},
-		tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, down: map[string]bool{},
+		known: map[record.KeyID]time.Time{}, tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, down: map[string]bool{},
 		steps: map[string]string{}, slow: map[string]bool{},
 	}
 }
@@ -83,11 +84,11 @@ func (j *judge) failLocked(promise, format string, args ...any) {
 }
 
 // claim makes a claim and looks at what it did. The world's lock is held.
-func (j *judge) claim(p *parent, c store.Claim, do func() (store.Batch, error)) (store.Batch, error) {
+func (j *judge) claim(p *parent, c store.Claim, chosen time.Time, do func() (store.Batch, error)) (store.Batch, error) {
 	ctx := j.w.ctx
 	before, _ := j.w.tables.Batch(ctx, c.Batch.ID)
 	lease, _ := j.w.tables.Lease(ctx, c.KeyID)
-	passed := j.passedOver(&before, &lease, c)
+	passed := j.passedOver(&before, &lease, c, chosen)
 	b, err := do()
 	if err != nil || before.ClaimID == c.ClaimID {
 		return b, err
@@ -106,15 +107,39 @@ func (j *judge) claim(p *parent, c store.Claim, do func() (store.Batch, error)) 
 	return b, err
 }
 
+// freeing notes that a parent frees a key from now on. What it returns notes the
+// answer; after an error nobody knows for some time whether the key is free.
+func (j *judge) freeing(id record.KeyID) func(err *error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.known[id] = time.Now().Add(never)
+	return func(err *error) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.known[id] = time.Now()
+		if *err != nil {
+			j.known[id] = time.Now().Add(unknownFor)
+		}
+	}
+}
+
+const (
+	never      = 1000 * time.Hour
+	unknownFor = 10 * time.Second // a parent has read again by then
+)
+
 // passedOver counts the idle keys that were used longer ago than the one that is
-// claimed. A batch that has its key already has no choice.
-func (j *judge) passedOver(before *store.Batch, lease *store.Lease, c store.Claim) (n int) {
+// claimed, and could be known to be idle when that one was chosen. A batch that
+// has its key already has no choice.
+func (j *judge) passedOver(before *store.Batch, lease *store.Lease, c store.Claim, chosen time.Time) (n int) {
 	if !before.KeyID.IsZero() || c.TakeOver {
 		return 0
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	for i := range j.w.plan.keys {
 		l, err := j.w.tables.Lease(j.w.ctx, j.w.keys.public[i].KeyID)
-		if err == nil && l.Idle() && l.KeyID != c.KeyID && l.Used < lease.Used {
+		if err == nil && l.Idle() && l.KeyID != c.KeyID && l.Used < lease.Used && !j.known[l.KeyID].After(chosen) {
 			n++
 		}
 	}

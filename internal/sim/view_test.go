@@ -165,20 +165,23 @@ func (v *view) Lease(ctx context.Context, id record.KeyID) (store.Lease, error) 
 
 func (v *view) Claim(ctx context.Context, c store.Claim) (store.Batch, error) {
 	about := fmt.Sprintf("%s %s fence %d", c.Batch.ID, c.KeyID, c.KeySeen+1)
+	chosen := time.Now()
 	return through(ctx, v, "claim", about, func() (store.Batch, error) {
-		return v.p.w.judge.claim(v.p, c, func() (store.Batch, error) { return v.Store.Claim(ctx, c) })
+		return v.p.w.judge.claim(v.p, c, chosen, func() (store.Batch, error) { return v.Store.Claim(ctx, c) })
 	})
 }
 
-func (v *view) Commit(ctx context.Context, c store.Commit) error {
+func (v *view) Commit(ctx context.Context, c store.Commit) (err error) {
 	about := fmt.Sprintf("%s %s fence %d", c.Batch.ID, c.Batch.KeyID, c.Batch.KeyFence)
+	defer v.p.w.judge.freeing(c.Batch.KeyID)(&err)
 	return through0(ctx, v, "commit", about, func() error {
 		return v.p.w.judge.commit(c, func() error { return v.Store.Commit(ctx, c) })
 	})
 }
 
-func (v *view) Release(ctx context.Context, b store.Batch, e store.End) error {
+func (v *view) Release(ctx context.Context, b store.Batch, e store.End) (err error) {
 	about := fmt.Sprintf("%s fence %d to %s: %s", b.ID, b.KeyFence, e.State, e.Reason)
+	defer v.p.w.judge.freeing(b.KeyID)(&err)
 	return through0(ctx, v, "release", about, func() error { return v.Store.Release(ctx, b, e) })
 }
 

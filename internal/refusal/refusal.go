@@ -85,7 +85,6 @@ const (
 	ImportAborted    Code = "import_aborted"
 	ImportNotFound   Code = "import_not_found"
 	RecordConflict   Code = "record_conflict"
-	RecordDuplicate  Code = "record_duplicate"
 	ReceiptInvalid   Code = "receipt_invalid"
 	AttestFailed     Code = "attestation_failed"
 	BatchState       Code = "batch_state"
@@ -158,7 +157,6 @@ var table = []Entry{
 	{ImportAborted, Refuse, 1, 409, "the import was aborted: give the new one another --import-id"},
 	{ImportNotFound, Refuse, 1, 404, "there is no such import"},
 	{RecordConflict, Refuse, 1, 409, "a record of this id exists with another payload"},
-	{RecordDuplicate, Refuse, 1, 409, "the same record id stands twice in the input"},
 	{ReceiptInvalid, Refuse, 1, 409, "a receipt, boot statement or result does not verify"},
 	{AttestFailed, Refuse, 1, 403, "the enclave did not attest to be what is wanted"},
 	{BatchState, Refuse, 1, 409, "the batch is not in a state that permits this"},

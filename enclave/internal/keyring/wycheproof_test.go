@@ -14,6 +14,7 @@ import (
 	"github.com/keyhold/keyhold/internal/sealed"
 )
 
+// gcmCase is one test of Wycheproof's aes_gcm_test.json; byte strings are hex.
 type gcmCase struct {
 	TcID                                        int
 	Comment, Key, IV, AAD, Msg, Ct, Tag, Result string

@@ -146,11 +146,11 @@ var (
 	nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 )
 
-// Validate reports everything that is wrong with c.
+// Validate reports everything that is wrong with c, as FieldErrors.
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...))
+		errs = append(errs, newFieldError(fmt.Sprintf(format, args...)))
 	}
 	if c.Version != 1 {
 		bad("version must be 1")

@@ -296,6 +296,27 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	}
 }
 
+func TestEveryProblemNamesItsTopLevelField(t *testing.T) {
+	t.Parallel()
+	c := good()
+	c.Version, c.Policies[1].Name, c.Create[0].Max, c.Lease.MaxMS, c.DenyKeys[0] = 3, "X", 0, 1, "x"
+	var got []string
+	for _, f := range config.FieldErrors(fmt.Errorf("read it: %w", c.Validate())) {
+		got = append(got, f.Field)
+		if !errors.Is(f, config.ErrInvalid) || !strings.HasPrefix(f.Text, f.Field) {
+			t.Errorf("%q is no reason to refuse, or does not start with its field", f.Text)
+		}
+	}
+	// Of a name that is out of order too, and a lease whose margin no longer fits.
+	want := []string{"version", "policies", "policies", "create", "create", "deny_keys", "lease", "lease"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if fs := config.FieldErrors(errors.New("of another kind")); fs != nil {
+		t.Errorf("another error has %d fields", len(fs))
+	}
+}
+
 func TestLimitsAtTheirEdgesAreValid(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*config.Config){

@@ -96,6 +96,17 @@ const (
 	ServiceMissing   Code = "service_missing"
 )
 
+// Codes of the host that runs an enclave.
+const (
+	ImageMismatch Code = "image_mismatch"
+	EnclaveMemory Code = "enclave_memory"
+	NitroCLI      Code = "nitro_cli_failed"
+	EnclaveState  Code = "enclave_state"
+	EnclaveGone   Code = "enclave_gone"
+	EnclaveWedged Code = "enclave_wedged"
+	HostUnfit     Code = "host_unfit"
+)
+
 // Entry is one row of the table.
 type Entry struct {
 	Code  Code
@@ -166,6 +177,13 @@ var table = []Entry{
 	{PortInUse, Retry, 1, 409, "the port is in use: stop what uses it or choose another"},
 	{DiskFull, Retry, 1, 507, "the disk is full: free some space and run the same command again"},
 	{ServiceMissing, Refuse, 1, 503, "a program that this needs is not installed: run make tools"},
+	{ImageMismatch, Refuse, 1, 403, "the image file is not the one of the measurements: deploy both from one build"},
+	{EnclaveMemory, Refuse, 1, 507, "an enclave needs four times the size of its image file: raise memory_mib here and in allocator.yaml"},
+	{NitroCLI, Retry, 1, 503, "nitro-cli failed: run keyhold-parent doctor"},
+	{EnclaveState, Refuse, 1, 409, "the enclave does not run as it was started, or its context id belongs to another one"},
+	{EnclaveGone, Retry, 1, 503, "the enclave ended by itself"},
+	{EnclaveWedged, Retry, 1, 503, "the enclave runs but does not answer"},
+	{HostUnfit, Refuse, 1, 503, "the host lacks something: each check that failed says what to do next"},
 }
 
 // Error returns the code and its text.

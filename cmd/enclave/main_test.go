@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/pem"
-	"net"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/vsock"
 )
 
 func TestOnlyAmazonsRootsAreEmbedded(t *testing.T) {
@@ -32,45 +29,5 @@ func TestOnlyAmazonsRootsAreEmbedded(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("embedded roots (-want +got):\n%s", diff)
-	}
-}
-
-// peer is a connection from somewhere.
-type peer struct {
-	net.Conn
-	addr net.Addr
-}
-
-func (p peer) RemoteAddr() net.Addr { return p.addr }
-
-func TestOnlyTheParentIsServed(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		addr net.Addr
-		ok   bool
-	}{
-		{"the parent", &vsock.Addr{ContextID: 3, Port: 40000}, true},
-		{"another enclave", &vsock.Addr{ContextID: 17, Port: 40000}, false},
-		{"the hypervisor", &vsock.Addr{ContextID: 0, Port: 40000}, false},
-		{"no vsock at all", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, false},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if err := fromParent(peer{addr: tc.addr}); (err == nil) != tc.ok {
-				t.Errorf("got %v", err)
-			}
-		})
-	}
-}
-
-func TestDialGivesUpWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	conn, err := dialParent(8443)(ctx)
-	if err == nil {
-		conn.Close()
-		t.Fatal("there is a parent here")
-	}
-	if conn != nil {
-		t.Error("a connection came with an error")
 	}
 }

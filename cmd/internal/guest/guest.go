@@ -1,0 +1,192 @@
+// Package guest is what a program in an enclave image needs besides enclave.Run: console, vsock, the NSM
+// device and, as the first process, the work of an init. It refuses to serve in a machine that is not as an
+// enclave should be: it says so on the console and switches the machine off.
+package guest
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/keyhold/keyhold/attestation/nsm"
+	"github.com/keyhold/keyhold/enclave"
+	"github.com/keyhold/keyhold/internal/wire"
+)
+
+// program is the guest with its ends given: production's, or a test's.
+type program struct {
+	init    bool      // the first process of the machine, so its init
+	console io.Writer // where the log goes; an init opens /dev/console behind it
+	sys     system
+	listen  func(port uint32) (net.Listener, error)
+	dial    func(ctx context.Context, port uint32) (net.Conn, error) // to the parent instance
+	openNSM func() (nsm.Session, error)
+	serve   func(context.Context, enclave.Config) error
+}
+
+// Main is the main function of a program in an enclave image, which trusts those roots (PEM) to vouch for KMS.
+// It has no flags and reads no environment. It does not return.
+func Main(kmsRoots []byte) {
+	os.Clearenv() // what kernel or init put there: nothing is configured by it
+	p := &program{
+		init: os.Getpid() == 1, console: os.Stdout, sys: linux(),
+		listen: listenVsock, dial: dialParent, openNSM: nsm.Open, serve: enclave.Run,
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	code := p.main(ctx, kmsRoots)
+	stop()
+	os.Exit(code) //nolint:forbidigo,revive // this is main
+}
+
+// main runs the program and then, as an init, switches the machine off. It returns the exit code, of which the
+// kernel makes a panic where an init is left to exit.
+func (p *program) main(ctx context.Context, kmsRoots []byte) int {
+	log := newLog(p.console)
+	err := survive(func() error { return p.run(ctx, log, kmsRoots) })
+	if err != nil {
+		log.ErrorContext(ctx, "enclave ended", slog.String("code", string(codeOf(err))), slog.Any("error", err))
+	} else {
+		log.InfoContext(ctx, "enclave ended")
+	}
+	if p.init {
+		log.InfoContext(ctx, "switching off")
+		if err := p.sys.powerOff(); err != nil {
+			log.ErrorContext(ctx, "not switched off", slog.Any("error", err))
+		}
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+// run brings the machine up and serves until ctx ends.
+func (p *program) run(ctx context.Context, log *slog.Logger, kmsRoots []byte) (err error) {
+	if p.init {
+		stop, err := p.boot(ctx, log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	} else if err := p.sys.muteCrashes(); err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(kmsRoots) {
+		return failed(codeRoots, errors.New("the roots of KMS are no certificates"))
+	}
+	session, err := p.openNSM()
+	if err != nil {
+		return failed(codeNoNSM, err)
+	}
+	debug, err := answers(ctx, session)
+	if err != nil {
+		// The session stays open: closing it would wait for the answer.
+		return failed(codeNSM, err)
+	}
+	defer func() { err = errors.Join(err, session.Close()) }()
+	log.InfoContext(ctx, "nsm answers", slog.Bool("debug_enclave", debug))
+	l, err := p.listen(wire.EnclavePort)
+	if err != nil {
+		return failed(codeVsock, err)
+	}
+	log.InfoContext(ctx, "listening", slog.Int("vsock_port", wire.EnclavePort))
+	if p.init {
+		if err := p.heartbeat(ctx); err != nil {
+			return failed(codeHeartbeat, errors.Join(err, l.Close()))
+		}
+		log.InfoContext(ctx, "heartbeat answered")
+	}
+	return p.serve(ctx, enclave.Config{
+		Listener: l, CheckPeer: fromParent, NSM: session, KMSRoots: roots,
+		DialKMS: p.port(wire.KMSPort), DialCredentials: p.port(wire.CredsPort), Logger: log,
+	})
+}
+
+func (p *program) port(port uint32) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) { return p.dial(ctx, port) }
+}
+
+// nsmPatience is how long the NSM may take for its first answer. The driver gives up by itself after two
+// minutes; a device that is there answers within milliseconds.
+const nsmPatience = 30 * time.Second
+
+// answers asks the NSM for PCR0 and tells whether it is that of debug mode. Only enclave.Run decides what
+// follows from that: no key.
+func answers(ctx context.Context, session nsm.Session) (debug bool, err error) {
+	type answer struct {
+		value []byte
+		err   error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		value, _, err := session.DescribePCR(0)
+		done <- answer{value, err}
+	}()
+	var a answer
+	got := false
+	err = poll(ctx, nsmPatience, func() (bool, error) {
+		select {
+		case a = <-done:
+			got = true
+		default:
+		}
+		return got, nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("wait for the NSM: %w", err)
+	}
+	if a.err != nil {
+		return false, a.err
+	}
+	if len(a.value) != nsm.PCRSize {
+		return false, nsm.ErrMalformed
+	}
+	return [nsm.PCRSize]byte(a.value) == [nsm.PCRSize]byte{}, nil
+}
+
+// pause lies between two looks at something that is waited for.
+const pause = 20 * time.Millisecond
+
+// errPatience says that something did not come in time.
+var errPatience = errors.New("it took too long")
+
+// poll looks until the answer is yes, up to patience. It counts looks instead of reading a clock: that of a
+// machine under emulation can jump by minutes while nothing else happened.
+func poll(ctx context.Context, patience time.Duration, look func() (bool, error)) error {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for range patience / pause {
+		if ok, err := look(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return errPatience
+}
+
+// errCrashed stands for a panic. Its value is not printed: a library may have put anything into it.
+var errCrashed = errors.New("the program crashed")
+
+// survive turns a panic of f's goroutine into an error, so that the machine is switched off in order. A panic
+// elsewhere ends the process, and with an init the machine.
+func survive(f func() error) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = failed(codeCrashed, errCrashed)
+		}
+	}()
+	return f()
+}

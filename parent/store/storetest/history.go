@@ -46,10 +46,13 @@ type (
 		id  record.BatchID
 		now time.Time
 	}
-	batchCall   struct{ id record.BatchID }
-	resultCall  struct{ id record.BatchID }
-	leaseCall   struct{ id record.KeyID }
-	openCall    struct{ store.Import }
+	batchCall  struct{ id record.BatchID }
+	resultCall struct{ id record.BatchID }
+	leaseCall  struct{ id record.KeyID }
+	openCall   struct {
+		store.Import
+		lost bool // it was aborted in the end
+	}
 	putCall     struct{ store.Batch }
 	finishCall  struct{ store.Import }
 	abortCall   struct{ id record.ImportID } // the tombstone
@@ -170,8 +173,17 @@ func (c *client) Lease(ctx context.Context, id record.KeyID) (store.Lease, error
 	return ask(c, leaseCall{id}, func() (store.Lease, error) { return c.Store.Lease(ctx, id) })
 }
 
+// OpenImport that finds a tombstone is two steps: a retry below may find that its
+// own write was made, and that the import was aborted since.
 func (c *client) OpenImport(ctx context.Context, i store.Import) (store.Import, error) {
-	return ask(c, openCall{i}, func() (store.Import, error) { return c.Store.OpenImport(ctx, i) })
+	began := c.h.tick()
+	there, err := c.Store.OpenImport(ctx, i)
+	calls := []any{openCall{Import: i}}
+	if errors.Is(err, store.ErrAborted) {
+		calls = []any{openCall{Import: i, lost: true}, openCall{Import: i}}
+	}
+	c.h.note(c.n, began, there, err, calls...)
+	return there, err
 }
 
 func (c *client) PutBatch(ctx context.Context, b store.Batch) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -118,6 +119,7 @@ func (h *History) check(t *testing.T, name string, part func(call any) string, m
 		case porcupine.Illegal:
 			v.Rejected++
 			draw(t, name+"-"+of, m, info)
+			tellOf(t, calls)
 		}
 	}
 	return v
@@ -135,6 +137,18 @@ func draw(t *testing.T, name string, m porcupine.Model, info porcupine.Lineariza
 		return
 	}
 	t.Logf("no order explains %s: %s", name, f.Name())
+}
+
+// tellOf prints the calls of a history, since nobody keeps the folder that draw writes to in CI.
+func tellOf(t *testing.T, calls []porcupine.Operation) {
+	t.Helper()
+	for _, c := range calls {
+		ended := fmt.Sprint(c.Return)
+		if c.Return == math.MaxInt64 {
+			ended = "never"
+		}
+		t.Logf("client %d, %d to %s: %s", c.ClientId, c.Call, ended, describe(c.Input, c.Output))
+	}
 }
 
 // yielding gives other clients a turn between two calls, so that a store that is

@@ -123,6 +123,38 @@ func TestConcurrentHistoriesOfMemoryHaveAnOrder(t *testing.T) {
 	}
 }
 
+// The second write may find the tombstone of what the first one opened.
+func TestHistoriesOfWritesMadeAgainHaveAnOrder(t *testing.T) {
+	v := histories(12, func(s store.Store) store.Store { return interrupted{s, runtime.Gosched} }).Run(t)
+	t.Log(v)
+	if v.Rejected > 0 || v.Undecided > 0 {
+		t.Errorf("%v", v)
+	}
+	h := &storetest.History{}
+	s := memory.New()
+	opener := h.Client(1, interrupted{s, func() { _, _ = h.Client(2, s).AbortImport(t.Context(), "i") }})
+	if _, err := opener.OpenImport(t.Context(), store.Import{ID: "i"}); !errors.Is(err, store.ErrAborted) {
+		t.Fatalf("got %v, want %v", err, store.ErrAborted)
+	}
+	if v := h.CheckImports(t); v.Rejected > 0 || v.Histories != 1 {
+		t.Errorf("%v", v)
+	}
+}
+
+// interrupted never hears of its first write and makes it again. Others are served between.
+type interrupted struct {
+	store.Store
+	between func()
+}
+
+func (s interrupted) OpenImport(ctx context.Context, i store.Import) (store.Import, error) {
+	if _, err := s.Store.OpenImport(ctx, i); err != nil {
+		return store.Import{}, err
+	}
+	s.between()
+	return s.Store.OpenImport(ctx, i)
+}
+
 // Each of these stores breaks one promise.
 type (
 	zombiesCommit  struct{ store.Store }
@@ -145,6 +177,7 @@ type (
 	putsIntoAborted struct{ store.Store }
 	finishesAborted struct{ store.Store }
 	abortsDone      struct{ store.Store }
+	opensAborted    struct{ store.Store }
 	takesReceipts   struct{ store.Store }
 	echoesPayloads  struct{ store.Store }
 )
@@ -265,6 +298,15 @@ func (s abortsDone) AbortImport(ctx context.Context, id record.ImportID) (int, e
 	return kept, err
 }
 
+// OpenImport calls what is open aborted.
+func (s opensAborted) OpenImport(ctx context.Context, i store.Import) (store.Import, error) {
+	there, err := s.Store.OpenImport(ctx, i)
+	if err == nil && there.State == store.ImportOpen {
+		return store.Import{}, store.ErrAborted
+	}
+	return there, err
+}
+
 // PutReceipt takes another receipt for one place in the chain.
 func (s takesReceipts) PutReceipt(ctx context.Context, r store.Receipt) error {
 	if err := s.Store.PutReceipt(ctx, r); !errors.Is(err, store.ErrDiffers) {
@@ -300,6 +342,7 @@ func TestHistoriesOfABrokenStoreHaveNoOrder(t *testing.T) {
 		{"batches are put into an aborted import", func(s store.Store) store.Store { return putsIntoAborted{s} }},
 		{"aborted imports are finished", func(s store.Store) store.Store { return finishesAborted{s} }},
 		{"done imports are aborted", func(s store.Store) store.Store { return abortsDone{s} }},
+		{"open imports are called aborted", func(s store.Store) store.Store { return opensAborted{s} }},
 		{"receipts are replaced", func(s store.Store) store.Store { return takesReceipts{s} }},
 		{"payloads are not the ones that are there", func(s store.Store) store.Store { return echoesPayloads{s} }},
 	} {

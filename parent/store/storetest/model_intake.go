@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"testing"
 
 	"github.com/anishathalye/porcupine"
 
@@ -40,6 +41,9 @@ func importModel() porcupine.Model {
 				return before.look(batchNumber(look.id), out)
 			}
 			after, want := before.step(input)
+			if open, ok := input.(openCall); ok && open.lost {
+				return true, after
+			}
 			if _, sweep := input.(sweepCall); sweep && out.unknown {
 				return true, before // some batches are gone, which look allows for
 			}
@@ -48,6 +52,13 @@ func importModel() porcupine.Model {
 		DescribeOperation: describe,
 		DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
 	}
+}
+
+// CheckImports checks what the history says of each import by itself.
+func (h *History) CheckImports(t *testing.T) Verdict {
+	t.Helper()
+	w := importWorkload()
+	return h.check(t, w.name, w.part, w.model)
 }
 
 // look at a batch. Between the tombstone and the end of an abort each batch may

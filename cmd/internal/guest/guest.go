@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/enclave"
+	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/wire"
 )
 
@@ -30,6 +31,8 @@ type program struct {
 	dial    func(ctx context.Context, port uint32) (net.Conn, error) // to the parent instance
 	openNSM func() (nsm.Session, error)
 	serve   func(context.Context, enclave.Config) error
+	pause   time.Duration // between two looks at something that is waited for
+	beat    time.Duration // for one try of a heartbeat
 }
 
 // Main is the main function of a program in an enclave image, which trusts those roots (PEM) to vouch for KMS.
@@ -39,6 +42,7 @@ func Main(kmsRoots []byte) {
 	p := &program{
 		init: os.Getpid() == 1, console: os.Stdout, sys: linux(),
 		listen: listenVsock, dial: dialParent, openNSM: nsm.Open, serve: enclave.Run,
+		pause: 20 * time.Millisecond, beat: 10 * time.Second,
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	code := p.main(ctx, kmsRoots)
@@ -71,11 +75,10 @@ func (p *program) main(ctx context.Context, kmsRoots []byte) int {
 // run brings the machine up and serves until ctx ends.
 func (p *program) run(ctx context.Context, log *slog.Logger, kmsRoots []byte) (err error) {
 	if p.init {
-		stop, err := p.boot(ctx, log)
-		if err != nil {
+		defer p.sys.reapOrphans()()
+		if err := p.boot(ctx, log); err != nil {
 			return err
 		}
-		defer stop()
 	} else if err := p.sys.muteCrashes(); err != nil {
 		return err
 	}
@@ -87,10 +90,10 @@ func (p *program) run(ctx context.Context, log *slog.Logger, kmsRoots []byte) (e
 	if err != nil {
 		return failed(codeNoNSM, err)
 	}
-	debug, err := answers(ctx, session)
+	debug, err := p.askNSM(ctx, session)
 	if err != nil {
 		// The session stays open: closing it would wait for the answer.
-		return failed(codeNSM, err)
+		return failed(code(refusal.NSMFailed), err)
 	}
 	defer func() { err = errors.Join(err, session.Close()) }()
 	log.InfoContext(ctx, "nsm answers", slog.Bool("debug_enclave", debug))
@@ -115,13 +118,35 @@ func (p *program) port(port uint32) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) { return p.dial(ctx, port) }
 }
 
-// nsmPatience is how long the NSM may take for its first answer. The driver gives up by itself after two
-// minutes; a device that is there answers within milliseconds.
-const nsmPatience = 30 * time.Second
+// Looks at something that is waited for, before it counts as missing. They are counted, and no clock is read:
+// that of a machine under emulation can jump by minutes while nothing else happened.
+const (
+	deviceLooks = 500  // 10 s, for a device to appear once its driver is loaded
+	nsmLooks    = 1500 // 30 s, for the first answer of the NSM, which takes milliseconds; its driver gives up after 120 s
+)
 
-// answers asks the NSM for PCR0 and tells whether it is that of debug mode. Only enclave.Run decides what
-// follows from that: no key.
-func answers(ctx context.Context, session nsm.Session) (debug bool, err error) {
+// errAway says that something did not come.
+var errAway = errors.New("it did not come in time")
+
+func (p *program) await(ctx context.Context, looks int, look func() (bool, error)) error {
+	tick := time.NewTicker(p.pause)
+	defer tick.Stop()
+	for range looks {
+		if ok, err := look(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return errAway
+}
+
+// askNSM asks the NSM for PCR0 and tells whether it is that of debug mode. What follows from that, no key, is
+// for enclave.Run to say.
+func (p *program) askNSM(ctx context.Context, session nsm.Session) (debug bool, err error) {
 	type answer struct {
 		value []byte
 		err   error
@@ -132,49 +157,21 @@ func answers(ctx context.Context, session nsm.Session) (debug bool, err error) {
 		done <- answer{value, err}
 	}()
 	var a answer
-	got := false
-	err = poll(ctx, nsmPatience, func() (bool, error) {
+	err = p.await(ctx, nsmLooks, func() (bool, error) {
 		select {
 		case a = <-done:
-			got = true
+			return true, a.err
 		default:
+			return false, nil
 		}
-		return got, nil
 	})
 	if err != nil {
-		return false, fmt.Errorf("wait for the NSM: %w", err)
-	}
-	if a.err != nil {
-		return false, a.err
+		return false, fmt.Errorf("ask the NSM: %w", err)
 	}
 	if len(a.value) != nsm.PCRSize {
-		return false, nsm.ErrMalformed
+		return false, fmt.Errorf("ask the NSM: %w", nsm.ErrMalformed)
 	}
 	return [nsm.PCRSize]byte(a.value) == [nsm.PCRSize]byte{}, nil
-}
-
-// pause lies between two looks at something that is waited for.
-const pause = 20 * time.Millisecond
-
-// errPatience says that something did not come in time.
-var errPatience = errors.New("it took too long")
-
-// poll looks until the answer is yes, up to patience. It counts looks instead of reading a clock: that of a
-// machine under emulation can jump by minutes while nothing else happened.
-func poll(ctx context.Context, patience time.Duration, look func() (bool, error)) error {
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	for range patience / pause {
-		if ok, err := look(); ok || err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return errPatience
 }
 
 // errCrashed stands for a panic. Its value is not printed: a library may have put anything into it.

@@ -9,62 +9,51 @@ import (
 	"os"
 	"path"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// devicePatience is how long devices may take to appear once their drivers are loaded.
-const devicePatience = 10 * time.Second
-
-// boot does the work of an init before there is an enclave to speak of. What it returns ends the reaping.
-func (p *program) boot(ctx context.Context, log *slog.Logger) (stop func(), err error) {
+// boot does the work of an init before there is an enclave to speak of.
+func (p *program) boot(ctx context.Context, log *slog.Logger) error {
 	s := &p.sys
 	// The console first, since everything after may have something to say.
 	if err := s.attach(mounts[0]); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.openConsole(); err != nil {
-		return nil, err
+		return err
 	}
 	log.InfoContext(ctx, "init started", slog.String("kernel", s.release()))
 	for _, m := range mounts[1:] {
 		if err := s.attach(m); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	stop = s.reapOrphans()
-	defer func() {
-		if err != nil {
-			stop()
-		}
-	}()
-
 	names, err := s.loadModules()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	log.InfoContext(ctx, "kernel modules loaded", slog.Any("modules", names))
 	for _, d := range devices {
-		if err := s.await(ctx, d); err != nil {
-			return nil, err
+		if err := p.awaitDevice(ctx, d); err != nil {
+			return err
 		}
 	}
 	log.InfoContext(ctx, "devices present")
 	if err := s.checkNetwork(); err != nil {
-		return nil, err
+		return err
 	}
 
 	// Nothing needs to be changed from here on, so nothing can be.
 	set, err := s.closeKernel()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.freeze(); err != nil {
-		return nil, err
+		return err
 	}
 	log.InfoContext(ctx, "kernel closed", slog.Int("settings", set))
-	return stop, nil
+	return nil
 }
 
 // A mount is one file system of the machine. Nothing in it can be run.
@@ -162,9 +151,9 @@ type device struct {
 //nolint:gochecknoglobals // a table that is never written
 var devices = []device{{"dev/vsock", codeNoVsock}, {"dev/nsm", codeNoNSM}}
 
-func (s *system) await(ctx context.Context, d device) error {
-	err := poll(ctx, devicePatience, func() (bool, error) {
-		_, err := os.Stat(s.path(d.path))
+func (p *program) awaitDevice(ctx context.Context, d device) error {
+	err := p.await(ctx, deviceLooks, func() (bool, error) {
+		_, err := os.Stat(p.sys.path(d.path))
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, nil
 		}

@@ -21,7 +21,6 @@ const (
 	codeModule    code = "kernel_module"
 	codeNoVsock   code = "no_vsock"
 	codeNoNSM     code = "no_nsm"
-	codeNSM       code = "nsm_silent"
 	codeNetwork   code = "network_present"
 	codeKernel    code = "kernel_open"
 	codeVsock     code = "vsock"

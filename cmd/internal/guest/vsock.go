@@ -65,7 +65,6 @@ const (
 	heartbeatPort  = 9000
 	heartbeatByte  = 0xb7
 	heartbeatTries = 3
-	heartbeatTime  = 10 * time.Second // for one try
 )
 
 // heartbeat tells the parent instance that this machine is up. Nobody is there to answer where it was not
@@ -73,15 +72,15 @@ const (
 func (p *program) heartbeat(ctx context.Context) error {
 	var err error
 	for range heartbeatTries {
-		if err = p.beat(ctx); err == nil || ctx.Err() != nil {
+		if err = p.beatOnce(ctx); err == nil || ctx.Err() != nil {
 			break
 		}
 	}
 	return err
 }
 
-func (p *program) beat(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, heartbeatTime)
+func (p *program) beatOnce(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, p.beat)
 	defer cancel()
 	conn, err := p.dial(ctx, heartbeatPort)
 	if err != nil {

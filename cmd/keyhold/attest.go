@@ -1,10 +1,12 @@
 package main
 
 import (
-	"encoding/hex"
+	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -12,192 +14,145 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/cmd/internal/cli"
-	"github.com/keyhold/keyhold/internal/config"
-	"github.com/keyhold/keyhold/internal/refusal"
-	"github.com/keyhold/keyhold/parent/signclient"
 )
 
-// registers that are shown, and what they measure.
-var registers = []struct {
-	number int
-	text   string
-}{
-	{0, "image"},
-	{1, "kernel and boot"},
-	{2, "application"},
-	{3, "IAM role of the instance"},
-	{4, "instance"},
-	{8, "signing certificate of the image"},
-	{16, "config"},
-}
-
-// attestReport is the JSON of attest. Where Verified is false, everything else
-// is the enclave's word and proved by nothing.
-type attestReport struct {
-	Verified   bool              `json:"verified"`
-	Problem    *string           `json:"problem"`
-	Enclave    string            `json:"enclave"`
-	State      string            `json:"state"`
-	BootID     string            `json:"boot_id"`
-	ModuleID   string            `json:"module_id"`
-	Time       string            `json:"time"` // of the document
-	AgeSeconds float64           `json:"age_seconds"`
-	PCRs       map[string]string `json:"pcrs"`
-	WantPCR16  string            `json:"want_pcr16"` // of --config
-	Keyring    *attestedKeyring  `json:"keyring"`    // null while none is open
-	Lanes      []attestedLane    `json:"lanes"`
-}
-
-type attestedKeyring struct {
-	Name          string `json:"name"`
-	Epoch         uint32 `json:"epoch"`
-	Fingerprint   string `json:"fingerprint"`
-	KMSKeyARN     string `json:"kms_key_arn"`
-	KeyPolicyMode string `json:"key_policy_mode"`
-}
-
-type attestedLane struct {
-	Lane uint32 `json:"lane"`
-	Seq  uint64 `json:"seq"`
-	Hash string `json:"hash"`
-}
-
 func attestCmd() *cobra.Command {
-	var enclave cli.EnclaveOptions
-	var want cli.AttestOptions
-	var asJSON bool
+	var o attestOptions
 	c := &cobra.Command{
 		Use:   "attest",
 		Short: "Let an enclave prove what it is, now",
 		Long: `Challenge an enclave with a fresh nonce, verify its attestation document up to
-Amazon's root, and print what it proves: image (PCR0 to 2 and 8), config (PCR16),
-instance (PCR4) and role (PCR3), the boot, and the newest receipt of every lane,
-signed by the receipt key that the document names. Keep the lanes' heads outside:
-receipts that are withheld later are missed by them.
+Amazon's root, and print what it proves: image (PCR0 to 2 and 8), config (PCR16) with
+its contents, instance (PCR4) and role (PCR3), the chain of certificates, the boot
+with its receipt key, and the newest receipt of every lane, signed by that key. Keep
+the lanes' heads outside: receipts that are withheld later are missed by them.
 
-The exit code is 1 where anything is not as wanted. What is printed then is the
-enclave's own word, proved by nothing.`,
-		Example: `  keyhold attest --enclave vsock:16 --pcr0 3f9c...07 --config config.json
+Everything that is wanted must be as wanted: --pcr0 or --measurements, --config, and
+where they are given --role-arn and --instance-id. The exit code is 1 where anything
+is not; each mismatch is named, with what to do next. What is printed then is the
+enclave's own word, proved by nothing.
 
-  # With what nitro-cli build-enclave printed
-  nitro-cli build-enclave --docker-uri keyhold --output-file k.eif > eif.json
-  keyhold attest --enclave vsock:16 --measurements eif.json --config config.json
+With --document a stored document is verified, at its own time: who made it, never
+that the enclave is there now.`,
+		Example: `  keyhold attest --enclave vsock:16 --measurements dist/x86_64/measurements.json --config config.json
+
+  # On this very instance, with this role
+  keyhold attest --enclave vsock:16 --pcr0 3f9c...07 --config config.json \
+    --instance-id i-0123456789abcdef0 --role-arn arn:aws:iam::111122223333:role/keyhold-parent
+
+  # Keep the document, and verify it years later
+  keyhold attest --save challenge.bin
+  keyhold attest --document challenge.bin --pcr0 3f9c...07 --config config.json
 
   # A witness: note the heads of the lanes every hour
   keyhold attest --json | jq -c '{boot_id, time, lanes}' >> heads.jsonl`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			w, err := readWanted(&want, c.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			client, err := connect(c.Context(), &enclave)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			p, document, refused := challenge(c.Context(), client, &w)
-			if document == nil { // nothing was shown at all
-				return fmt.Errorf("enclave at %s: %w", enclave.Address, refused)
-			}
-			r := newAttestReport(enclave.Address, client, &w, &p)
-			if refused != nil {
-				r.refuse(document, refused)
-			}
-			if asJSON {
-				err = cli.PrintJSON(c.OutOrStdout(), r)
-			} else {
-				_, err = io.WriteString(c.OutOrStdout(), r.text())
-			}
-			return errors.Join(err, refused)
-		},
+		RunE: func(c *cobra.Command, _ []string) error { return runAttest(c, &o) },
 	}
-	enclave.AddFlags(c)
-	want.AddFlags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	o.addFlags(c)
 	return c
 }
 
-func newAttestReport(address string, c *signclient.Client, w *wanted, p *proof) *attestReport {
-	pcr := config.PCR16(w.raw)
-	r := &attestReport{
-		Verified: true, Enclave: address, State: string(c.Hello().State), BootID: c.BootID().String(),
-		WantPCR16: hex.EncodeToString(pcr[:]), Lanes: []attestedLane{},
+func runAttest(c *cobra.Command, o *attestOptions) error {
+	w, err := o.wanted(c)
+	if err != nil {
+		return err
 	}
-	r.show(&p.document, p.at)
-	if s := p.statement; s != nil {
-		r.Keyring = &attestedKeyring{s.Keyring, s.Epoch, hex.EncodeToString(s.Fingerprint[:]), s.KMSKeyARN, string(s.Mode)}
-	}
-	if p.heads != nil {
-		for _, h := range p.heads.Lanes {
-			r.Lanes = append(r.Lanes, attestedLane{h.Lane, h.Seq, hex.EncodeToString(h.Hash[:])})
-		}
-	}
-	return r
-}
-
-func (r *attestReport) show(d *attestation.Document, at time.Time) {
-	r.ModuleID, r.Time = d.ModuleID, d.Timestamp.Format(time.RFC3339Nano)
-	r.AgeSeconds = at.Sub(d.Timestamp).Seconds()
-	r.PCRs = map[string]string{}
-	for _, reg := range registers {
-		if v := d.PCRs[reg.number]; len(v) > 0 {
-			r.PCRs[fmt.Sprint(reg.number)] = hex.EncodeToString(v)
-		}
-	}
-}
-
-// refuse shows what the enclave says of itself, so that an operator sees what is
-// not as wanted.
-func (r *attestReport) refuse(document []byte, why error) {
-	text := why.Error()
-	r.Verified, r.Problem = false, &text
-	r.Keyring, r.Lanes = nil, []attestedLane{}
-	if d, err := attestation.Parse(document); err == nil {
-		r.show(d, time.Now())
-	}
-}
-
-func (r *attestReport) text() string {
-	var b strings.Builder
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%-12s "+format+"\n", append([]any{name}, args...)...)
-	}
-	if r.Verified {
-		line("VERIFIED", "the enclave at %s is a wanted image with the wanted config, and is there now", r.Enclave)
+	r := &attestReport{Lanes: []attestedLane{}}
+	var s *shown
+	if o.document != "" {
+		s, err = o.stored(c, &w)
 	} else {
-		line("REFUSED", "%s", refusal.AttestFailed)
-		line("", "what follows is the enclave's own word, proved by nothing")
+		s, err = o.challenged(c, &w, r)
 	}
-	line("boot", "%s (%s)", r.BootID, r.State)
-	line("module", "%s", dash(r.ModuleID))
-	line("document", "%s, %.1f s old", r.Time, r.AgeSeconds)
-	for _, reg := range registers {
-		if v, ok := r.PCRs[fmt.Sprint(reg.number)]; ok {
-			line(fmt.Sprintf("PCR%d", reg.number), "%s  %s", registerText(v), reg.text)
+	if err != nil {
+		return err
+	}
+	if o.save != "" {
+		if err := saveDocument(o.save, s.raw); err != nil {
+			return err
 		}
 	}
-	if got := r.PCRs["16"]; got == r.WantPCR16 {
-		line("", "PCR16 is that of --config")
+	r.fill(s, &w, o)
+	if o.asJSON {
+		err = cli.PrintJSON(c.OutOrStdout(), r)
 	} else {
-		line("wanted PCR16", "%s  of --config", r.WantPCR16)
+		_, err = io.WriteString(c.OutOrStdout(), r.text())
 	}
-	if k := r.Keyring; k != nil {
-		line("keyring", "%s#%d, fingerprint %s", k.Name, k.Epoch, k.Fingerprint)
-		line("KMS key", "%s, its policy: %s", k.KMSKeyARN, k.KeyPolicyMode)
-	} else if r.Verified {
-		line("keyring", "none is open yet")
-	}
-	for _, l := range r.Lanes {
-		line(fmt.Sprintf("lane %d", l.Lane), "%d receipts, the newest %s", l.Seq, l.Hash)
-	}
-	return b.String()
+	return errors.Join(err, s.refused)
 }
 
-// registerText shortens a register that was never extended.
-func registerText(v string) string {
-	if strings.Trim(v, "0") == "" {
-		return "zero"
+// challenged is what the enclave shows now. Its error means that it showed
+// nothing at all.
+func (o *attestOptions) challenged(c *cobra.Command, w *wanted, r *attestReport) (*shown, error) {
+	client, err := connect(c.Context(), &o.enclave)
+	if err != nil {
+		return nil, err
 	}
-	return v
+	defer client.Close()
+	p, raw, refused := challenge(c.Context(), client, w)
+	if raw == nil {
+		return nil, fmt.Errorf("enclave at %s: %w", o.enclave.Address, refused)
+	}
+	r.State, r.BootID = string(client.Hello().State), client.BootID().String()
+	s := &shown{raw: raw, nonce: p.nonce, at: p.at, proof: p, refused: refused}
+	s.doc, _ = attestation.Parse(raw) // nil is one of the checks
+	return s, nil
+}
+
+// errPurpose says that the document is none of ours.
+var errPurpose = errors.New("its user data is not that of a Keyhold document")
+
+// stored is what a file shows.
+func (o *attestOptions) stored(c *cobra.Command, w *wanted) (*shown, error) {
+	if c.Flags().Changed("enclave") || o.save != "" {
+		return nil, cli.Usagef("--document takes the place of --enclave and --save")
+	}
+	raw, err := readDocument(c.InOrStdin(), o.document)
+	if err != nil {
+		return nil, err
+	}
+	s := &shown{raw: raw, at: time.Now()}
+	s.doc, _ = attestation.Parse(raw) // nil is one of the checks
+	_, err = attestation.VerifyRecorded(raw, attestation.RecordedPolicy{Root: w.root, Images: w.images})
+	if err == nil && kindOf(s.doc.UserData) == "" {
+		err = errPurpose
+	}
+	if err != nil {
+		s.refused = failed("stored document", err)
+	}
+	return s, nil
+}
+
+// maxDocumentFile is more than a document has in base64, in bytes.
+const maxDocumentFile = 64 << 10
+
+// readDocument reads a document as it is or in base64, as consoles show it.
+func readDocument(stdin io.Reader, path string) ([]byte, error) {
+	src := stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("read the document: %w", err)
+		}
+		defer f.Close() //nolint:errcheck // it was only read
+		src = f
+	}
+	b, err := io.ReadAll(io.LimitReader(src, maxDocumentFile))
+	if err != nil {
+		return nil, fmt.Errorf("read the document: %w", err)
+	}
+	// CBOR starts with 0x84 or 0xd2, which base64 does not know.
+	text := strings.Join(strings.Fields(string(b)), "")
+	if raw, err := base64.StdEncoding.DecodeString(text); err == nil && len(raw) > 0 {
+		return raw, nil
+	}
+	return b, nil
+}
+
+func saveDocument(path string, raw []byte) error {
+	return cli.WriteOutput(path, io.Discard, func(w io.Writer) error {
+		_, err := bytes.NewReader(raw).WriteTo(w)
+		return err
+	})
 }

@@ -16,8 +16,8 @@ import (
 )
 
 func configCmd() *cobra.Command {
-	return noun("config", "Check and measure an enclave's config",
-		configValidateCmd(), configHashCmd(), configFormatCmd())
+	return noun("config", "Make, check and measure an enclave's config",
+		configBuildCmd(), configValidateCmd(), configShowCmd(), configHashCmd(), configPCR16Cmd(), configFormatCmd())
 }
 
 // readConfig reads FILE, or stdin for "-". One byte more than a config may have
@@ -41,8 +41,9 @@ func readConfig(c *cobra.Command, path string) ([]byte, error) {
 
 func configValidateCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "validate FILE",
-		Short: "Report everything that is wrong with a config",
+		Use:     "validate FILE",
+		Aliases: []string{"check"},
+		Short:   "Report everything that is wrong with a config",
 		Long: `Read a config exactly as an enclave does and report everything that is wrong
 with it, one problem a line. An enclave measures the bytes, so it accepts only
 the one canonical spelling of a config; keyhold config format writes it.`,

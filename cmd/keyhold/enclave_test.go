@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/sha512"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/keyhold/keyhold/attestation"
+	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/cmd/internal/cli"
 	"github.com/keyhold/keyhold/enclave/enclavetest"
@@ -75,7 +78,12 @@ func startEnclave(t *testing.T, e *testscript.Env) error {
 			t.Error(err)
 		}
 	})
-	pcr0 := nsmtest.Measurements("enclavetest")[0]
+	pcrs := nsmtest.Measurements("enclavetest")
+	measurements := fmt.Sprintf(`{"Measurements":{"HashAlgorithm":"Sha384 { ... }","PCR0":"%x","PCR1":"%x","PCR2":"%x"}}`, pcrs[0], pcrs[1], pcrs[2])
+	if err := os.WriteFile(filepath.Join(e.WorkDir, "eif.json"), []byte(measurements), 0o600); err != nil {
+		return err
+	}
+	pcr0 := pcrs[0]
 	e.Values[applianceKey{}] = &appliance{
 		server: server, raw: raw, root: attestation.TestRoot(ca.Root()),
 		image: attestation.Image{PCRs: map[int][]byte{0: pcr0}},
@@ -93,8 +101,24 @@ func newEnclave(kms *enclavetest.KMS) (*enclavetest.Server, *nsmtest.CA, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := enclavetest.New(context.Background(), enclavetest.Options{Bare: true, CA: ca, KMS: kms})
+	s, err := enclavetest.New(context.Background(), enclavetest.Options{Bare: true, KMS: kms, Device: func() (nsm.Session, error) {
+		pcrs := nsmtest.Measurements("enclavetest")
+		pcrs[rolePCR], pcrs[instancePCR] = testRegister(testRole), testRegister(testInstance)
+		return nsmtest.New(ca, nsmtest.Options{PCRs: pcrs, ModuleID: testInstance + "-enc0123456789abcdef"})
+	}})
 	return s, ca, err
+}
+
+// The instance that the enclave of the scripts is on.
+const (
+	testRole     = "arn:aws:iam::123456789012:role/Webserver"
+	testInstance = "i-1234567890abcdef0"
+)
+
+// testRegister is what the hypervisor puts into PCR3 and PCR4.
+func testRegister(text string) []byte {
+	sum := sha512.Sum384(append(make([]byte, 48), text...))
+	return sum[:]
 }
 
 func applianceOf(ts *testscript.TestScript) *appliance {
@@ -150,4 +174,11 @@ func tamper(ts *testscript.TestScript, _ bool, args []string) {
 		_, err := client.PutItem(ctx, &dynamodb.PutItemInput{TableName: table, Item: m})
 		ts.Check(err)
 	}
+}
+
+// flip is "flip FILE": the last bit of a file.
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	b := []byte(ts.ReadFile(args[0]))
+	b[len(b)-1] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }

@@ -26,7 +26,7 @@ type wanted struct {
 	root   attestation.Root
 	images []attestation.Image // with PCR16
 	raw    []byte              // the config
-	config *config.Config
+	config *config.Config      // nil where any is wanted; attest alone may ask for that
 }
 
 func readWanted(o *cli.AttestOptions, warn io.Writer) (w wanted, err error) {
@@ -42,6 +42,7 @@ func readWanted(o *cli.AttestOptions, warn io.Writer) (w wanted, err error) {
 
 // proof is what an enclave showed.
 type proof struct {
+	nonce     []byte
 	document  attestation.Document // of the challenge
 	at        time.Time            // when it was asked for, by our clock
 	heads     *receipt.Heads
@@ -64,7 +65,7 @@ func challenge(ctx context.Context, c *signclient.Client, w *wanted) (p proof, d
 	if err != nil {
 		return p, nil, err
 	}
-	p.at = time.Now()
+	p.nonce, p.at = nonce, time.Now()
 	live, err := attestation.VerifyLive(reply.Document, attestation.LivePolicy{Root: w.root, Images: w.images, Nonce: nonce, Now: p.at})
 	if err == nil {
 		p.document, err = live.Document()
@@ -105,6 +106,9 @@ func (w *wanted) checkBoot(document, statement []byte, public ed25519.PublicKey)
 	}
 	if !public.Equal(ed25519.PublicKey(doc.PublicKey)) {
 		return nil, errBoot
+	}
+	if w.config == nil {
+		return s, nil
 	}
 	if s.ConfigHash != config.Hash(w.raw) || s.KMSKeyARN != w.config.KMSKeyARN || s.Keyring != w.config.Keyring {
 		return nil, errors.New("it is of another config or keyring")

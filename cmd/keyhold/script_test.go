@@ -55,7 +55,7 @@ func TestEnclave(t *testing.T) {
 			return startEnclave(t, e)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "parent": runParent, "restart": restartEnclave, "tamper": tamper,
+			"exits": exits, "parent": runParent, "restart": restartEnclave, "tamper": tamper, "flip": flip,
 		},
 	})
 }

@@ -72,7 +72,7 @@ var texts = map[Code]string{
 	BadCmdline:     "the command line has bytes that are not printable ASCII",
 	BadMetadata:    "the metadata are not the JSON object that nitro-cli writes",
 	BadSignature:   "the signature section is not the CBOR of one certificate and one COSE_Sign1 with ES384",
-	BadCertificate: "the signing certificate is not a PEM certificate of a P-384 key",
+	BadCertificate: "the signing certificate is not one PEM certificate of a P-384 key and nothing else, as openssl writes it",
 	WrongSignature: "the signature does not verify: it was made by another key, or for another image",
 }
 

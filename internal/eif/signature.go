@@ -2,11 +2,12 @@ package eif
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha512"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -125,13 +126,19 @@ func (m *Image) Sign(key *ecdsa.PrivateKey, certificatePEM []byte) error {
 	if err != nil {
 		return err
 	}
-	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	// Without a source of randomness the signature is that of RFC 6979: the same image
+	// signed again with the same key is the same file.
+	der, err := key.Sign(nil, digest[:], crypto.SHA384)
 	if err != nil {
 		return fmt.Errorf("sign the image: %w", err)
 	}
+	var point struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &point); err != nil {
+		return fmt.Errorf("sign the image: %w", err)
+	}
 	raw := make([]byte, 2*coordinateLen)
-	r.FillBytes(raw[:coordinateLen])
-	s.FillBytes(raw[coordinateLen:])
+	point.R.FillBytes(raw[:coordinateLen])
+	point.S.FillBytes(raw[coordinateLen:])
 	message, err := encoder.Marshal(sign1{Protected: es384, Payload: payload, Signature: raw})
 	if err != nil {
 		return fmt.Errorf("encode the signature: %w", err)
@@ -213,13 +220,12 @@ func signatureParts(raw []byte) (*x509.Certificate, *sign1, error) {
 	return cert, &message, nil
 }
 
-// ParseCertificate reads the one PEM certificate, of a P-384 key, that may sign
-// an image. The bytes before and behind the block must be white space: they
-// would be in the image without being measured.
+// ParseCertificate reads the one PEM certificate, of a P-384 key, that may sign an
+// image, written as openssl and Go write it: whatever else stands in it would be in
+// the image without being measured.
 func ParseCertificate(text []byte) (*x509.Certificate, error) {
-	block, rest := pem.Decode(text)
-	if block == nil || block.Type != certificateBlock || len(block.Headers) != 0 || len(bytes.TrimSpace(rest)) != 0 ||
-		!bytes.HasPrefix(bytes.TrimSpace(text), []byte("-----BEGIN ")) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != certificateBlock || len(block.Headers) != 0 || string(pem.EncodeToMemory(block)) != string(text) {
 		return nil, BadCertificate
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)

@@ -83,8 +83,8 @@ func newClient(o Options, backoff retry.BackoffDelayer) (*Client, error) {
 	}, nil
 }
 
-// request is what one call sends along. Its RSA key is used for that call
-// alone; what it leaves in memory stays until garbage collection.
+// request is what one call sends along. Its RSA key, if any, is used for that
+// call alone; what it leaves in memory stays until garbage collection.
 type request struct {
 	key         *rsa.PrivateKey
 	recipient   *types.RecipientInfo
@@ -158,11 +158,11 @@ func (c *Client) Decrypt(ctx context.Context, wrapped []byte, encCtx map[string]
 	return c.open(ctx, op, req, out.KeyId, out.Plaintext, out.CiphertextForRecipient)
 }
 
-// prepare refuses a debug enclave, then makes a key for this one request, has
-// the NSM attest it, and gets the credentials of the moment.
+// prepare makes a key for this one request and has the NSM attest it.
 func (c *Client) prepare(ctx context.Context, op string) (*request, error) {
-	if code := c.measured(); code != "" {
-		return nil, c.fail(ctx, op, code)
+	req, err := c.unattested(ctx, op)
+	if err != nil {
+		return nil, err
 	}
 	key, err := rsa.GenerateKey(rand.Reader, rsaBits)
 	if err != nil {
@@ -176,18 +176,12 @@ func (c *Client) prepare(ctx context.Context, op string) (*request, error) {
 	if err != nil || len(document) == 0 {
 		return nil, c.fail(ctx, op, CodeNSM)
 	}
-	credentials, err := c.credentials(ctx)
-	if err != nil || !credentials.usable() {
-		return nil, c.fail(ctx, op, CodeCredentials)
+	req.key = key
+	req.recipient = &types.RecipientInfo{
+		AttestationDocument:    document,
+		KeyEncryptionAlgorithm: types.KeyEncryptionMechanismRsaesOaepSha256,
 	}
-	return &request{
-		key: key,
-		recipient: &types.RecipientInfo{
-			AttestationDocument:    document,
-			KeyEncryptionAlgorithm: types.KeyEncryptionMechanismRsaesOaepSha256,
-		},
-		credentials: credentials,
-	}, nil
+	return req, nil
 }
 
 // measured returns the code of what is wrong with PCR0, or none.
@@ -230,6 +224,6 @@ func (c *Client) fail(ctx context.Context, op string, code Code) error {
 		case ClassRefuse: // stays what it is
 		}
 	}
-	c.log.WarnContext(ctx, "no data key from KMS", slog.String("operation", op), slog.String("code", string(err.Code)))
+	c.log.WarnContext(ctx, "no answer from KMS", slog.String("operation", op), slog.String("code", string(err.Code)))
 	return err
 }

@@ -25,7 +25,7 @@ const (
 	attemptTimeout = 15 * time.Second // from the dial to the last byte of the body
 	tlsTimeout     = 10 * time.Second
 	maxHeader      = 16 << 10
-	maxBody        = 64 << 10 // the longest reply has two ciphertexts of 6144 bytes in base64
+	maxBody        = 256 << 10 // the longest reply is a key policy: 32 KiB, and as JSON in JSON up to six times that
 )
 
 var (

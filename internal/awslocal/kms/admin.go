@@ -78,7 +78,7 @@ func (s *Server) acceptPolicy(id, text, principal string, bypass bool) (keyPolic
 func (s *Server) addKey(id, text, description string, parsed keyPolicy) (key, error) {
 	k := key{
 		ID: id, Created: s.opt.Now().UTC(), Enabled: true, Description: description,
-		Secret: newSecret(), Policy: text, parsed: parsed,
+		Secret: newSecret(), Policy: text, parsed: parsed, Facts: PlainFacts(),
 	}
 	if err := s.keys.add(k); err != nil {
 		return key{}, err
@@ -100,12 +100,12 @@ func (s *Server) metadata(k key) map[string]any {
 		"Enabled":               k.Enabled,
 		"KeyState":              state,
 		"KeyManager":            "CUSTOMER",
-		"KeySpec":               "SYMMETRIC_DEFAULT",
-		"CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
-		"KeyUsage":              "ENCRYPT_DECRYPT",
+		"KeySpec":               k.Facts.KeySpec,
+		"CustomerMasterKeySpec": k.Facts.KeySpec,
+		"KeyUsage":              k.Facts.KeyUsage,
 		"EncryptionAlgorithms":  []string{"SYMMETRIC_DEFAULT"},
-		"Origin":                "AWS_KMS",
-		"MultiRegion":           false,
+		"Origin":                k.Facts.Origin,
+		"MultiRegion":           k.Facts.MultiRegion,
 	}
 }
 
@@ -180,7 +180,12 @@ func (s *Server) putKeyPolicy(principal string, body []byte) (any, *apiError) {
 	return struct{}{}, nil
 }
 
-// listGrants answers none: CreateGrant is not emulated.
+// emptyPage is where the listing of grants begins: AWS may answer a page that is
+// empty and not the last.
+const emptyPage = "page-0"
+
+// listGrants answers an empty page and then those of Facts. CreateGrant is not
+// emulated.
 func (s *Server) listGrants(principal string, body []byte) (any, *apiError) {
 	var in struct {
 		KeyID  string `json:"KeyId"`
@@ -190,10 +195,37 @@ func (s *Server) listGrants(principal string, body []byte) (any, *apiError) {
 	if apiErr := decode(body, &in); apiErr != nil {
 		return nil, apiErr
 	}
-	if _, apiErr := s.administer(in.KeyID, principal, "kms:ListGrants"); apiErr != nil {
+	k, apiErr := s.administer(in.KeyID, principal, "kms:ListGrants")
+	if apiErr != nil {
 		return nil, apiErr
 	}
-	return map[string]any{"Grants": []any{}, "Truncated": false}, nil
+	if in.Marker == "" && k.Facts.Grants > 0 {
+		return map[string]any{"Grants": []any{}, "Truncated": true, "NextMarker": emptyPage}, nil
+	}
+	limit, from := 50, 0 // the default of AWS
+	if in.Limit != nil {
+		limit = *in.Limit
+	}
+	if in.Marker != "" {
+		if _, err := fmt.Sscanf(in.Marker, "page-%d", &from); err != nil || from < 0 || from > k.Facts.Grants {
+			return nil, refuse("InvalidMarkerException", "the marker is not one of this listing")
+		}
+	}
+	if limit < 1 || limit > 100 {
+		return nil, invalid("Limit must be 1 to 100")
+	}
+	to := min(from+limit, k.Facts.Grants)
+	grants := []any{}
+	for n := from; n < to; n++ {
+		grants = append(grants, map[string]any{
+			"KeyId": s.keyARN(k.ID), "GrantId": fmt.Sprintf("%064x", n+1), "GranteePrincipal": s.rootARN(), "Operations": []string{"Decrypt"},
+		})
+	}
+	out := map[string]any{"Grants": grants, "Truncated": to < k.Facts.Grants}
+	if to < k.Facts.Grants {
+		out["NextMarker"] = fmt.Sprintf("page-%d", to)
+	}
+	return out, nil
 }
 
 var errNoKey = errors.New("no such key")
@@ -229,6 +261,12 @@ func (s *Server) PutKeyPolicy(arn string, policy []byte) error {
 // SetEnabled enables or disables a key.
 func (s *Server) SetEnabled(arn string, enabled bool) error {
 	return s.change(arn, func(k *key) { k.Enabled = enabled })
+}
+
+// SetFacts changes what cannot be changed of a key in AWS, or only by calls that
+// are not emulated: tests show what such a key is refused for.
+func (s *Server) SetFacts(arn string, f Facts) error {
+	return s.change(arn, func(k *key) { k.Facts = f })
 }
 
 func (s *Server) change(arn string, f func(*key)) error {

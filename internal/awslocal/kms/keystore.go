@@ -27,8 +27,24 @@ type key struct {
 	Description string    `json:"description"`
 	Secret      []byte    `json:"secret"` // 32 bytes
 	Policy      string    `json:"policy"` // as it was put
+	Facts       Facts     `json:"facts"`
 
 	parsed keyPolicy
+}
+
+// Facts are what DescribeKey and ListGrants tell of a key besides its state.
+// They have no effect on what the key does.
+type Facts struct {
+	MultiRegion bool   `json:"multi_region"`
+	Origin      string `json:"origin"`
+	KeySpec     string `json:"key_spec"`
+	KeyUsage    string `json:"key_usage"`
+	Grants      int    `json:"grants"` // how many there are
+}
+
+// PlainFacts are those of every key that is made here.
+func PlainFacts() Facts {
+	return Facts{Origin: "AWS_KMS", KeySpec: "SYMMETRIC_DEFAULT", KeyUsage: "ENCRYPT_DECRYPT"}
 }
 
 // keystore keeps one file per key, replaced as a whole.

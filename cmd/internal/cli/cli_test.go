@@ -220,24 +220,53 @@ func TestVsockDialEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestMeasurementsTakeTheRegistersThatNitroPrints(t *testing.T) {
-	one, two := strings.Repeat("11", 48), strings.Repeat("22", 48)
-	path := filepath.Join(t.TempDir(), "eif.json")
-	text := `{"Measurements": {"HashAlgorithm": "Sha384 { ... }", "PCR0": "` + one + `", "PCR8": "` + two + `"}}`
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+// measurements writes a file as nitro-cli prints it, edited.
+func measurements(t *testing.T, old, repl string) (path string) {
+	t.Helper()
+	text := `{"EifVersion": 4, "IsSigned": true, "Measurements": {"HashAlgorithm": "Sha384 { ... }", "PCR0": "` + strings.Repeat("11", 48) +
+		`", "PCR1": "` + strings.Repeat("22", 48) + `", "PCR2": "` + strings.Repeat("33", 48) + `", "PCR8": "` + strings.Repeat("88", 48) + `"}}`
+	path = filepath.Join(t.TempDir(), "eif.json")
+	if err := os.WriteFile(path, []byte(strings.Replace(text, old, repl, 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := cli.AttestOptions{PCR0: []string{two}, Measurements: path}
+	return path
+}
+
+func TestMeasurementsTakeTheRegistersThatNitroPrints(t *testing.T) {
+	pcr := func(b byte) []byte { return bytes.Repeat([]byte{b}, 48) }
+	o := cli.AttestOptions{PCR0: []string{strings.Repeat("22", 48)}, Measurements: measurements(t, "", "")}
 	got, err := o.Images()
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []attestation.Image{
-		{PCRs: map[int][]byte{0: bytes.Repeat([]byte{0x22}, 48)}},
-		{PCRs: map[int][]byte{0: bytes.Repeat([]byte{0x11}, 48), 8: bytes.Repeat([]byte{0x22}, 48)}},
+		{PCRs: map[int][]byte{0: pcr(0x22)}},
+		{PCRs: map[int][]byte{0: pcr(0x11), 1: pcr(0x22), 2: pcr(0x33), 8: pcr(0x88)}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	unsigned := cli.AttestOptions{Measurements: measurements(t, `, "PCR8": "`+strings.Repeat("88", 48)+`"`, "")}
+	if got, err = unsigned.Images(); err != nil || len(got) != 1 || got[0].PCRs[8] != nil || len(got[0].PCRs) != 3 {
+		t.Errorf("of an image without signature: %v, %v", got, err)
+	}
+}
+
+func TestMeasurementsOfAnotherFormAreRefused(t *testing.T) {
+	for _, tc := range []struct{ name, old, repl, says string }{
+		{"another hash", "Sha384 {", "Sha256 {", "not HashAlgorithm Sha384"},
+		{"no hash", `"HashAlgorithm": "Sha384 { ... }", `, "", "not HashAlgorithm Sha384"},
+		{"an unknown register", "PCR8", "PCR9", "perhaps PCR8"},
+		{"no PCR1", `"PCR1": "` + strings.Repeat("22", 48) + `", `, "", "PCR1: want 96 hex digits"},
+		{"a short register", "2222", "22", "PCR1: want 96 hex digits"},
+		{"a list", `"Measurements": {`, `"Measurements": [{`, "not the JSON"},
+		{"measurements that are none", `"Measurements"`, `"Measured"`, "not the JSON"},
+		{"a number", `"Sha384 { ... }"`, "384", "not HashAlgorithm Sha384"},
+	} {
+		o := cli.AttestOptions{Measurements: measurements(t, tc.old, tc.repl)}
+		if _, err := o.Images(); !errors.Is(err, refusal.UsageWrong) || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: got %v, want %q", tc.name, err, tc.says)
+		}
 	}
 }
 

@@ -118,6 +118,7 @@ func soak(ctx context.Context, s settings, folder string, out io.Writer) error {
 	if code := st.run.ExitCode(); code != 0 {
 		return fmt.Errorf("keyhold-local up ended with %d", code)
 	}
+	say(out, "the stack has stopped after %d kills; now the checker reads %d records", killer.Total, st.count())
 	report, err := st.judge(ctx, database)
 	if err != nil {
 		return err

@@ -75,6 +75,17 @@ func (s *Store) CreateTables(ctx context.Context) error {
 	return s.CheckTables(ctx)
 }
 
+// Tables returns what CreateTables would ask for, for who makes the tables by
+// other means.
+func Tables(prefix string) []*dynamodb.CreateTableInput {
+	s := &Store{prefix: prefix}
+	var all []*dynamodb.CreateTableInput
+	for _, t := range schemas() {
+		all = append(all, s.createInput(t))
+	}
+	return all
+}
+
 func (s *Store) createInput(t tableSchema) *dynamodb.CreateTableInput {
 	in := &dynamodb.CreateTableInput{
 		TableName:   s.table(t.name),

@@ -235,6 +235,20 @@ func (n *NSM) LockPCRs(below uint16) error {
 	return nil
 }
 
+// LockPCR locks one register, which the device can and nsm.Session does not.
+func (n *NSM) LockPCR(index uint16) error {
+	if _, err := n.begin(OpLock); err != nil {
+		return fmt.Errorf("lock PCR: %w", err)
+	}
+	if index >= nsm.PCRCount {
+		return fmt.Errorf("lock PCR: %w", nsm.ErrInvalidIndex)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.registers[index].locked = true
+	return nil
+}
+
 // DescribePCR implements nsm.Session.
 func (n *NSM) DescribePCR(index uint16) ([]byte, bool, error) {
 	if _, err := n.begin(OpDescribe); err != nil {

@@ -124,7 +124,7 @@ const moduleFolder = "modules"
 func (s *system) loadModules() ([]string, error) {
 	entries, err := os.ReadDir(s.path(moduleFolder))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return []string{}, nil
 	}
 	if err != nil {
 		return nil, failed(codeModule, fmt.Errorf("read the folder of modules: %w", err))

@@ -44,9 +44,25 @@ func (m *machine) call(line string) error {
 // newMachine is one in which an enclave can run.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	m := &machine{roots: certificate(t), refuse: map[string]error{}}
+	m, err := bareMachine(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func bareMachine(root string) (*machine, error) {
+	ca, err := nsmtest.NewCA(nil)
+	if err != nil {
+		return nil, err
+	}
+	session, err := nsmtest.New(ca, nsmtest.Options{PCRs: nsmtest.Measurements(image)})
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{roots: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root().Raw}), refuse: map[string]error{}}
 	m.TestingOnlyMachine = guest.TestingOnlyMachine{
-		Init: true, Console: &m.console, Root: t.TempDir(), Pause: time.Microsecond, Beat: 50 * time.Millisecond,
+		Init: true, Console: &m.console, Root: root, Pause: time.Millisecond, Beat: 50 * time.Millisecond,
 		Mount:      m.mount,
 		LoadModule: func(file string) error { return m.call("load " + m.rel(file)) },
 		Redirect:   func(file string, _, fd int) error { return m.call(fmt.Sprintf("open %s as %d", m.rel(file), fd)) },
@@ -59,25 +75,33 @@ func newMachine(t *testing.T) *machine {
 			}
 			return new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(m.Root, "listener"))
 		},
-		Dial: m.dial(func(beat byte) []byte { return []byte{beat} }),
-		OpenNSM: func() (nsm.Session, error) {
-			return device(t, nsmtest.Options{PCRs: nsmtest.Measurements(image)}), m.call("open nsm")
-		},
+		Dial:    m.dial(func(beat byte) []byte { return []byte{beat} }),
+		OpenNSM: func() (nsm.Session, error) { return session, m.call("open nsm") },
 		Serve: func(_ context.Context, c enclave.Config) error {
 			_ = m.call("serve")
 			return errors.Join(c.Validate(), c.Listener.Close())
 		},
 	}
-	m.write(t, "dev/vsock", "")
-	m.write(t, "dev/nsm", "")
-	m.write(t, "modules/02-vsock.ko", "")
-	m.write(t, "modules/01-first.ko", "")
-	m.write(t, "modules/10-nsm.ko", "")
-	m.write(t, "sys/class/net/lo/flags", "0x8\n")
-	for _, name := range guest.TestingOnlySettings() {
-		m.write(t, "proc/sys/"+name, "")
+	files := map[string]string{
+		"dev/vsock": "", "dev/nsm": "", "modules/02-vsock.ko": "", "modules/01-first.ko": "", "modules/10-nsm.ko": "",
+		"sys/class/net/lo/flags": "0x8\n",
 	}
-	return m
+	for _, name := range guest.TestingOnlySettings() {
+		files["proc/sys/"+name] = ""
+	}
+	for name, content := range files {
+		if err := write(filepath.Join(root, name), content); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func write(file, content string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, []byte(content), 0o600)
 }
 
 func (m *machine) mount(_, target, fstype string, flags uintptr, options string) error {
@@ -143,11 +167,7 @@ func (m *machine) rel(file string) string {
 
 func (m *machine) write(t *testing.T, name, content string) {
 	t.Helper()
-	file := filepath.Join(m.Root, name)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+	if err := write(filepath.Join(m.Root, name), content); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -186,16 +206,6 @@ func (m *machine) lines(t *testing.T) []map[string]any {
 		all = append(all, v)
 	}
 	return all
-}
-
-// certificate is one, as PEM. Nobody looks into it.
-func certificate(t *testing.T) []byte {
-	t.Helper()
-	ca, err := nsmtest.NewCA(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root().Raw})
 }
 
 const image = "an image"

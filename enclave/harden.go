@@ -12,9 +12,8 @@ import (
 // swap. Without the first two there is no enclave; locking is best effort, since
 // it needs a right that an enclave's first process has and a laptop's not.
 //
-// Tracebacks of a crash go to the console, which a production enclave does not
-// show. debug.SetTraceback cannot switch them off (it never goes below the
-// environment's level), so the image's init sets GOTRACEBACK=none.
+// Tracebacks of a crash are not its business: they go to standard error, behind
+// which the image's program puts nothing (cmd/internal/guest).
 func harden(ctx context.Context, log *slog.Logger) error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core files off: %w", err)

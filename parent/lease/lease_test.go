@@ -258,6 +258,34 @@ func BenchmarkPick(b *testing.B) {
 	}
 }
 
+// The model found it: who lost a race for a key knows that it is held, and used
+// to believe so for as long as the index may lag, although its holder gave it
+// back under the same fence and the index said so.
+func TestAKeyThatItsHolderGaveBackIsNotBelievedToBeHeld(t *testing.T) {
+	k := newKeys(3)
+	w := lease.NewWindow(k, "main", func() time.Duration { return 0 }, time.Second)
+	stolen, _, err := w.Next(t.Context())
+	if err != nil || stolen.KeyID != keyID(0) {
+		t.Fatal(stolen, err)
+	}
+	stolen.Fence, stolen.Used = 1, 1
+	w.Lost()
+	w.Taken(stolen) // a consistent read: another parent holds it
+	delete(k.idle, stolen.KeyID)
+	for n := range 2 {
+		if key, _, ok := k.claim(t, w); !ok || key.KeyID != keyID(n+1) {
+			t.Fatalf("claim %d took %s, %t", n, key.KeyID, ok)
+		}
+	}
+	if key, ok, err := w.Next(t.Context()); ok || err != nil {
+		t.Fatalf("a held key is offered: %s, %v", key.KeyID, err)
+	}
+	k.idle[stolen.KeyID] = stolen // given back
+	if key, ok, err := w.Next(t.Context()); !ok || key != stolen {
+		t.Errorf("the only idle key is not offered: %v, %t, %v", key, ok, err)
+	}
+}
+
 func TestWindowIsFilledAnewAfterLostRaces(t *testing.T) {
 	k := newKeys(64)
 	w := lease.NewWindow(k, "main", func() time.Duration { return 0 }, time.Second)

@@ -56,6 +56,13 @@ type knowledge struct {
 	at   time.Duration
 }
 
+// olderThan an entry of the index: others used the key since, or gave it back
+// under the very fence under which we knew it to be held. A key is held under a
+// fence before it is idle under it, never after.
+func (o knowledge) olderThan(k store.IdleKey) bool {
+	return o.key.Fence < k.Fence || o.key.Fence == k.Fence && !o.idle
+}
+
 // NewWindow returns an empty window, which fills itself. elapsed is the time
 // since some moment and never goes back.
 func NewWindow(index Index, pool string, elapsed func() time.Duration, refresh time.Duration) *Window {
@@ -157,8 +164,8 @@ func (w *Window) merge(keys []store.IdleKey, bound uint64) {
 	for _, k := range keys {
 		w.highest = max(w.highest, k.Used)
 		own, ok := w.own[k.KeyID]
-		if ok && own.key.Fence < k.Fence {
-			delete(w.own, k.KeyID) // others used it since
+		if ok && own.olderThan(k) {
+			delete(w.own, k.KeyID)
 			ok = false
 		}
 		if !ok && k.Used <= bound {

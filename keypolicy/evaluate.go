@@ -1,0 +1,167 @@
+package keypolicy
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// ErrRequest says that a request cannot be asked about.
+var ErrRequest = errors.New("request is not understood")
+
+// Shown is what an attestation document says: values of registers in lower-case
+// hex. A register that is missing is absent from the request; nil is a request
+// without a document.
+type Shown map[int]string
+
+// Request is one call of KMS on the key.
+type Request struct {
+	Caller Caller
+	Action string // as kms:Decrypt
+	Shown  Shown
+}
+
+// Outcome of an evaluation.
+type Outcome int
+
+// The outcomes. Only Allowed lets the call through.
+const (
+	NotAllowed Outcome = iota // no statement allows it
+	Denied                    // a statement denies it
+	Allowed
+)
+
+func (o Outcome) String() string {
+	return [...]string{"not allowed", "denied", "allowed"}[o]
+}
+
+// Decision is the answer to a request.
+type Decision struct {
+	Outcome   Outcome
+	Statement int // index of the one that decided; -1 where none did
+}
+
+// Evaluate answers as KMS does with this key policy, if IAM allows everything in
+// every account: a Deny that applies decides, else an Allow that applies, else
+// the answer is no. Keys of the attestation document are absent from actions that
+// take none, and an absent key fails every operator except the negated ones and
+// Null.
+func Evaluate(p Policy, r Request) (Decision, error) {
+	i := actionIndex(r.Action)
+	switch {
+	case len(p.statements) == 0:
+		return Decision{}, unknown("it has no statement")
+	case i < 0:
+		return Decision{}, fmt.Errorf("%w: KMS has no such action", ErrRequest)
+	case !r.Caller.understood():
+		return Decision{}, fmt.Errorf("%w: the caller is no role, user, root user or service", ErrRequest)
+	}
+	shown := Shown{}
+	if actions[i].Attested {
+		for register, text := range r.Shown {
+			v, err := ParsePCR(text)
+			if err != nil || register < 0 || register >= registers {
+				return Decision{}, fmt.Errorf("%w: PCR%d: %w", ErrRequest, register, ErrPCR)
+			}
+			shown[register] = v.String()
+		}
+	}
+	return decide(candidates(p.statements, r.Caller, i), shown), nil
+}
+
+// candidate is a statement that is about a caller and an action.
+type candidate struct {
+	index int
+	deny  bool
+	rest  []Condition // those on registers, still to be looked at
+}
+
+// candidates returns the statements that apply if the registers fit.
+func candidates(statements []Statement, c Caller, action int) []candidate {
+	var out []candidate
+	for i := range statements {
+		s := &statements[i]
+		if !s.covers[action] || !s.Principal.name(c, s.Deny) {
+			continue
+		}
+		found := candidate{index: i, deny: s.Deny}
+		applies := true
+		for _, condition := range s.Conditions {
+			switch condition.kind {
+			case keyRegister:
+				found.rest = append(found.rest, condition)
+			case keyARN:
+				applies = applies && condition.holds(c.ARN)
+			case keyAccount:
+				applies = applies && condition.holds(c.account())
+			}
+		}
+		if applies {
+			out = append(out, found)
+		}
+	}
+	return out
+}
+
+func decide(among []candidate, shown Shown) Decision {
+	d := Decision{Outcome: NotAllowed, Statement: -1}
+	for _, c := range among {
+		if !c.fits(shown) {
+			continue
+		}
+		if c.deny {
+			return Decision{Outcome: Denied, Statement: c.index}
+		}
+		if d.Outcome == NotAllowed {
+			d = Decision{Outcome: Allowed, Statement: c.index}
+		}
+	}
+	return d
+}
+
+func (c *candidate) fits(shown Shown) bool {
+	for i := range c.rest {
+		if !c.rest[i].holds(shown[c.rest[i].register]) {
+			return false
+		}
+	}
+	return true
+}
+
+// holds compares with the request's value, "" where it has none.
+func (c *Condition) holds(got string) bool {
+	if c.Operator == operatorNull {
+		return (c.Values[0] == "true") == (got == "")
+	}
+	op := operators[c.Operator]
+	return (got != "" && slices.Contains(c.Values, got)) != op.negated
+}
+
+// constants returns the values that the policy compares a register with.
+func constants(statements []Statement, register int) map[string]bool {
+	found := map[string]bool{}
+	for _, s := range statements {
+		for _, c := range s.Conditions {
+			if c.kind == keyRegister && c.register == register && c.Operator != operatorNull {
+				for _, v := range c.Values {
+					found[v] = true
+				}
+			}
+		}
+	}
+	return found
+}
+
+// compared returns the registers that the policy looks at, ascending.
+func compared(statements []Statement) []int {
+	found := map[int]bool{}
+	for _, s := range statements {
+		for _, c := range s.Conditions {
+			if c.kind == keyRegister {
+				found[c.register] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}

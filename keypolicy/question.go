@@ -1,0 +1,363 @@
+package keypolicy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// Answer is what is wanted of a question.
+type Answer int
+
+// The answers.
+const (
+	Either Answer = iota
+	No
+	Yes
+)
+
+func (a Answer) String() string { return [...]string{"either", "no", "yes"}[a] }
+
+// MarshalText returns what String does.
+func (a Answer) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// Kind of a wrong answer. Leak and Bare make a policy loose in any case, Wide and
+// Lack where Expectation.Exact is set.
+type Kind int
+
+// The kinds, worst last.
+const (
+	Lack Kind = iota + 1 // somebody cannot do his work
+	Wide                 // an Allow lets more through than it should, and only a Deny holds it back
+	Bare                 // an Allow added by mistake would leak: no Deny stands behind
+	Leak                 // somebody can now who must not
+)
+
+func (k Kind) String() string {
+	return [...]string{"", "lack", "wide", "bare", "leak"}[k]
+}
+
+// MarshalText returns what String does.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// Question is one that was asked, in all the spellings that come to the same.
+type Question struct {
+	Who      string `json:"who"`
+	Shown    string `json:"shown,omitempty"` // empty where the action takes no document
+	Action   string `json:"action"`
+	Class    string `json:"class"`
+	Want     Answer `json:"want"`
+	Allowed  bool   `json:"allowed"`   // by the policy as it is
+	By       int    `json:"statement"` // number of the statement that decided, counted from 1; 0: none
+	Requests int    `json:"requests"`
+}
+
+// Finding is a wrong answer.
+type Finding struct {
+	Kind     Kind     `json:"kind"`
+	Question Question `json:"question"`
+	Added    string   `json:"added,omitempty"` // the careless addition that shows it
+	Text     string   `json:"text"`            // holds nothing of the policy's text but statement numbers
+}
+
+type whoKind int
+
+const (
+	whoParent whoKind = iota
+	whoAdmin
+	whoInside
+	whoRoot
+	whoOutside
+	whoService
+)
+
+func (w whoKind) String() string {
+	return [...]string{
+		"the parent role", "an administrator", "another principal of the account", "the account's root user",
+		"another account", "an AWS service",
+	}[w]
+}
+
+func (j *judge) kindOfCaller(c Caller) whoKind {
+	switch {
+	case c.Service != "":
+		return whoService
+	case c.account() != j.want.Account:
+		return whoOutside
+	case c.ARN == j.result.Parent:
+		return whoParent
+	case slices.Contains(j.result.Admins, c.ARN):
+		return whoAdmin
+	case rootForm.MatchString(c.ARN):
+		return whoRoot
+	}
+	return whoInside
+}
+
+// shownKind is what a document comes to.
+type shownKind struct {
+	order int
+	label string
+	want  Answer // may the parent role release with it
+}
+
+func (j *judge) kindOfShown(s Shown) shownKind {
+	var image, config, pair int
+	for i, p := range j.pairs() {
+		sameImage, sameConfig := p.PCR0.String() == s[0], p.PCR16.String() == s[16]
+		if sameImage {
+			image = i + 1
+		}
+		if sameConfig {
+			config = i + 1
+		}
+		if sameImage && sameConfig {
+			pair = i + 1
+		}
+	}
+	switch {
+	case len(s) == 0:
+		return shownKind{0, "no attestation document", No}
+	case s[0] == zeros:
+		return shownKind{1, "a debug enclave, PCR0 of zeros", No}
+	case pair > 0:
+		return j.kindOfPair(s, pair)
+	case image > 0 && config > 0:
+		return shownKind{20, "the image of one pair with the config of the other", No}
+	case image > 0 && (s[16] == "" || s[16] == zeros):
+		return shownKind{21, "an admitted image without a config", No}
+	case image > 0:
+		return shownKind{22, "an admitted image with another config", No}
+	case s[0] == "":
+		return shownKind{23, "a document without PCR0", No}
+	case config > 0:
+		return shownKind{24, "another image with an admitted config", No}
+	}
+	return shownKind{25, "another image", No}
+}
+
+// kindOfPair looks at the other registers of a document with the right image and
+// config. What the expectation says nothing about is left to the policy.
+func (j *judge) kindOfPair(s Shown, pair int) shownKind {
+	for _, r := range []struct {
+		register int
+		value    *PCR
+	}{{3, j.want.PCR3}, {8, j.want.PCR8}} {
+		if r.value != nil && s[r.register] != r.value.String() {
+			return shownKind{10 + r.register, "an admitted pair with another PCR" + strconv.Itoa(r.register), No}
+		}
+	}
+	want := Yes
+	for _, r := range compared(j.policy.statements) {
+		if r != 0 && r != 16 && (r != 3 || j.want.PCR3 == nil) && (r != 8 || j.want.PCR8 == nil) {
+			want = Either
+		}
+	}
+	return shownKind{1 + pair, "pair " + strconv.Itoa(pair), want}
+}
+
+// answer is the one that is wanted.
+func (j *judge) answer(who whoKind, doc shownKind, a Action) Answer {
+	switch a.Class {
+	case Account:
+		return Either
+	case Releasing:
+		if who != whoParent || doc.want == No {
+			return No
+		}
+		switch {
+		case a.Name == decrypt:
+			return doc.want
+		case a.Name == generateDataKey && j.creating():
+			return doc.want
+		}
+		return No
+	case Moving, Using:
+		return No
+	case Changing:
+		if who != whoAdmin || j.mode() == Sealed {
+			return No
+		}
+		return Yes
+	case Administering:
+		if who != whoAdmin {
+			return No
+		}
+		return Yes
+	case Reading:
+		return j.reader(who, a)
+	}
+	return No
+}
+
+func (j *judge) reader(who whoKind, a Action) Answer {
+	if who == whoAdmin || who == whoParent && slices.Contains(inspection(), a.Name) {
+		return Yes
+	}
+	return No
+}
+
+func (j *judge) mode() Mode {
+	if j.want.Mode != "" {
+		return j.want.Mode
+	}
+	return j.result.Mode
+}
+
+func (j *judge) creating() bool {
+	if j.want.Creating != nil {
+		return *j.want.Creating
+	}
+	return j.result.Creating
+}
+
+// question identifies those requests that are counted as one.
+type question struct {
+	who    whoKind
+	doc    shownKind
+	action int
+}
+
+type tally struct {
+	Question
+	kind  Kind
+	added string
+	other int // statement that holds back what is Wide
+}
+
+// ask puts every question to the policy as it is, with each careless addition,
+// and, where it must be exact, without its Denies.
+func (j *judge) ask() {
+	allows := slices.DeleteFunc(slices.Clone(j.given.statements), func(s Statement) bool { return s.Deny })
+	for i, a := range actions {
+		j.each(j.given.statements, i, func(c, s int, d Decision) {
+			f := j.fact(i, c, s)
+			f.Requests++
+			allowed := d.Outcome == Allowed
+			kind := Kind(0)
+			switch {
+			case allowed && f.Want == No && a.Class == Reading:
+				kind = Wide
+			case allowed && f.Want == No:
+				kind = Leak
+			case !allowed && f.Want == Yes:
+				kind = Lack
+			}
+			if kind > f.kind || f.Requests == 1 {
+				f.kind, f.Allowed, f.By = max(kind, f.kind), allowed, d.Statement+1
+			}
+		})
+		if j.want.Exact {
+			j.each(allows, i, func(c, s int, d Decision) {
+				if f := j.fact(i, c, s); d.Outcome == Allowed && f.Want == No && f.kind < Wide {
+					f.kind, f.other = Wide, d.Statement+1
+				}
+			})
+		}
+		if a.Class == Reading || a.Class == Account {
+			continue
+		}
+		for _, l := range j.added {
+			j.each(l.statements, i, func(c, s int, d Decision) {
+				f := j.fact(i, c, s)
+				f.Requests++
+				if d.Outcome == Allowed && f.Want == No && f.kind < Bare {
+					f.kind, f.added = Bare, l.name
+				}
+			})
+		}
+	}
+}
+
+func (j *judge) fact(action, caller, shown int) *tally {
+	a := actions[action]
+	doc := j.docs[shown]
+	q := question{j.who[caller], doc, action}
+	if !a.Attested {
+		q.doc = shownKind{}
+	}
+	f := j.facts[q]
+	if f == nil {
+		f = &tally{Question: Question{
+			Who: q.who.String(), Shown: q.doc.label, Action: a.Name, Class: a.Class.String(), Want: j.answer(q.who, doc, a),
+		}}
+		j.facts[q] = f
+	}
+	return f
+}
+
+// sum brings the answers into order and judges them.
+func (j *judge) sum() (Result, error) {
+	keys := make([]question, 0, len(j.facts))
+	for q := range j.facts {
+		keys = append(keys, q)
+	}
+	slices.SortFunc(keys, func(a, b question) int {
+		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(a.doc.order, b.doc.order), cmp.Compare(a.action, b.action))
+	})
+	for _, q := range keys {
+		f := j.facts[q]
+		j.result.Questions = append(j.result.Questions, f.Question)
+		if f.kind == 0 || !j.want.Exact && f.kind < Bare {
+			continue
+		}
+		j.result.Findings = append(j.result.Findings, Finding{Kind: f.kind, Question: f.Question, Added: f.added, Text: f.text()})
+	}
+	j.wholes()
+	slices.SortStableFunc(j.result.Findings, func(a, b Finding) int { return cmp.Compare(b.Kind, a.Kind) })
+	if n := len(j.result.Findings); n > 0 {
+		return j.result, fmt.Errorf("%w: %s (wrong answers: %d)", ErrLoose, j.result.Findings[0].Text, n)
+	}
+	if j.want.Mine != nil && !slices.Contains(j.result.Pairs, *j.want.Mine) {
+		return j.result, ErrNotAdmitted
+	}
+	return j.result, nil
+}
+
+// wholes adds what no single question shows.
+func (j *judge) wholes() {
+	add := func(k Kind, text string) {
+		j.result.Findings = append(j.result.Findings, Finding{Kind: k, Text: text})
+	}
+	if len(j.result.Pairs) > maxPairs {
+		add(Leak, "more than two pairs of image and config are admitted")
+	}
+	if j.result.Mode == Sealed && len(j.result.Pairs) != 1 {
+		add(Leak, "nobody can change the policy, and it does not admit exactly one pair")
+	}
+	if j.want.Mode == Sealed && j.result.Mode != Sealed {
+		add(Leak, "the policy can be changed, and shall be sealed")
+	}
+	for i, p := range j.want.Pairs {
+		if !slices.Contains(j.result.Pairs, p) {
+			add(Lack, "pair "+strconv.Itoa(i+1)+" is not admitted")
+		}
+	}
+}
+
+// text says what is wrong in one sentence.
+func (f *tally) text() string {
+	who := f.Who
+	if f.Shown != "" {
+		who += ", showing " + f.Shown + ","
+	}
+	by := "statement " + strconv.Itoa(f.By)
+	switch f.kind {
+	case Leak:
+		return who + " can " + f.Action + ": " + by + " allows it"
+	case Bare:
+		return who + " could " + f.Action + " after one mistake (" + f.added + "): no Deny stands behind"
+	case Wide:
+		if f.Allowed {
+			return who + " can " + f.Action + ", which it has no need to: " + by + " allows it"
+		}
+		return "statement " + strconv.Itoa(f.other) + " lets " + who + " " + f.Action + ", and only a Deny holds it back"
+	case Lack:
+		if f.By == 0 {
+			return who + " cannot " + f.Action + ": no statement allows it"
+		}
+		return who + " cannot " + f.Action + ": " + by + " denies it"
+	}
+	return ""
+}

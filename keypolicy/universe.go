@@ -1,0 +1,156 @@
+package keypolicy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// universe is a finite set of callers and documents such that every request is
+// answered as one from the set is. Principals and conditions are compared with
+// constants for equality and in no other way, since Parse refuses wildcards
+// there. So a caller, or the value of a register, is either one of the constants,
+// or it is like any other that is not.
+type universe struct {
+	callers []Caller
+	shown   []Shown
+}
+
+// maxRequests bounds the work for a policy that names very much.
+const maxRequests = 1 << 19
+
+// zeros is PCR0 of a debug enclave.
+var zeros = PCR{}.String()
+
+// span makes the universe of some statements, with more constants where given.
+func span(statements []Statement, account string, arns []string, more map[int][]string) (*universe, error) {
+	u := &universe{callers: callersOf(statements, account, arns)}
+	registers := ascending(append(compared(statements), slices.Collect(maps.Keys(more))...))
+	u.shown = []Shown{{}}
+	for _, r := range registers {
+		known := constants(statements, r)
+		for _, v := range more[r] {
+			known[v] = true
+		}
+		values := []string{"", zeros, freshPCR(known)}
+		for _, v := range slices.Sorted(maps.Keys(known)) {
+			if v != zeros {
+				values = append(values, v)
+			}
+		}
+		if len(u.shown)*len(values)*len(u.callers) > maxRequests {
+			return nil, unknown("it names more principals and registers than can be gone through")
+		}
+		var next []Shown
+		for _, s := range u.shown {
+			for _, v := range values {
+				with := maps.Clone(s)
+				if v != "" {
+					with[r] = v
+				}
+				next = append(next, with)
+			}
+		}
+		u.shown = next
+	}
+	return u, nil
+}
+
+func ascending(list []int) []int {
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// callersOf returns every principal that is named anywhere, and for each account
+// its root user and a role that is not named; an account that is not named; and a
+// service that is not.
+func callersOf(statements []Statement, account string, arns []string) []Caller {
+	names, services := slices.Clone(arns), []string{}
+	for _, s := range statements {
+		names = append(names, s.Principal.AWS...)
+		services = append(services, s.Principal.Services...)
+		for _, c := range s.Conditions {
+			if c.kind != keyRegister && c.Operator != operatorNull {
+				names = append(names, c.Values...)
+			}
+		}
+	}
+	names, services = unique(names), unique(services)
+	accounts := []string{account}
+	for _, n := range names {
+		if accountForm.MatchString(n) {
+			accounts = append(accounts, n)
+		} else {
+			accounts = append(accounts, accountOf(n))
+		}
+	}
+	accounts = append(accounts, freshAccount(accounts))
+	var out []Caller
+	for _, a := range unique(accounts) {
+		out = append(out, Caller{ARN: "arn:aws:iam::" + a + ":root"}, Caller{ARN: freshRole(a, names)})
+	}
+	for _, n := range names {
+		switch {
+		case roleForm.MatchString(n), userForm.MatchString(n), rootForm.MatchString(n):
+			if c := (Caller{ARN: n}); !slices.Contains(out, c) {
+				out = append(out, c)
+			}
+		case sessionForm.MatchString(n):
+			out = append(out, Caller{ARN: roleOfSession(n, names), Session: n})
+		}
+	}
+	for _, s := range append(services, freshService(services)) {
+		out = append(out, Caller{Service: s})
+	}
+	return out
+}
+
+// roleOfSession returns the role of a session. Its ARN lacks the role's path, so
+// a role that is named is preferred.
+func roleOfSession(session string, names []string) string {
+	name := strings.Split(session, "/")[1]
+	for _, n := range names {
+		if isRole(n) && accountOf(n) == accountOf(session) && strings.HasSuffix(n, "/"+name) {
+			return n
+		}
+	}
+	return "arn:aws:iam::" + accountOf(session) + ":role/" + name
+}
+
+func freshRole(account string, names []string) string {
+	for i := 0; ; i++ {
+		arn := "arn:aws:iam::" + account + ":role/somebody-else" + strings.Repeat("-", i)
+		if !slices.Contains(names, arn) {
+			return arn
+		}
+	}
+}
+
+func freshAccount(accounts []string) string {
+	for i := 1; ; i++ {
+		if a := fmt.Sprintf("%012d", i); !slices.Contains(accounts, a) {
+			return a
+		}
+	}
+}
+
+func freshService(services []string) string {
+	for i := 0; ; i++ {
+		name := "some-service" + strings.Repeat("-", i) + ".amazonaws.com"
+		if !slices.Contains(services, name) {
+			return name
+		}
+	}
+}
+
+func freshPCR(known map[string]bool) string {
+	for i := 1; ; i++ {
+		var v PCR
+		copy(v[:], strconv.Itoa(i))
+		if text := v.String(); !known[text] {
+			return text
+		}
+	}
+}

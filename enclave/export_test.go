@@ -12,6 +12,9 @@ func TestingOnlyCheckEntropy(session nsm.Session, current string, credit func([]
 	return checkEntropy(session, current, credit)
 }
 
+// TestingOnlyCreditKernel credits b to the kernel of this machine.
+func TestingOnlyCreditKernel(b []byte) error { return creditKernel(b) }
+
 // TestingOnlyCredentials asks a parent for credentials and returns the access
 // key id.
 func TestingOnlyCredentials(ctx context.Context, dial func(context.Context) (net.Conn, error)) (string, error) {

@@ -39,7 +39,11 @@ another DynamoDB than that of the region. AWS credentials come from the usual
 places; enclaves get those of the instance role, from IMDSv2 only.
 
 SIGTERM and Ctrl-C end it cleanly: batches in work are finished within a lease,
-all others are given back.
+all others are given back. Started by systemd (Type=notify) it says when it
+serves, and feeds the watchdog from its own /readyz.
+
+Two more commands look after the host: "enclave" starts an enclave and watches
+over it, "doctor" finds what a host lacks.
 
 Exit codes: 0 ended cleanly, 1 failed, 2 wrong usage.`
 
@@ -55,7 +59,13 @@ const examples = `  # one enclave; the measurements are what nitro-cli build-enc
     --table-prefix prod- --lease 5s
 
   # is it ready? what does it wait for?
-  curl -s ` + defaultListen + `/readyz`
+  curl -s ` + defaultListen + `/readyz
+
+  # start the enclave and stay with it, as keyhold-enclave.service does
+  keyhold-parent enclave run --eif keyhold.eif --measurements measurements.json
+
+  # what does this host lack?
+  keyhold-parent doctor --config keyhold.json --eif keyhold.eif --measurements measurements.json`
 
 // options are the flags.
 type options struct {
@@ -96,12 +106,7 @@ func command(log *slog.Logger) *cobra.Command {
 		Use:   "keyhold-parent --config FILE --enclave-cid CID (--pcr0 HEX | --measurements FILE)",
 		Short: "Feed Keyhold's enclaves from DynamoDB", Long: long, Example: examples,
 		SilenceUsage: true, SilenceErrors: true,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unexpected argument: everything is a flag: %w", refusal.UsageWrong)
-			}
-			return nil
-		},
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := fromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
@@ -124,7 +129,17 @@ func command(log *slog.Logger) *cobra.Command {
 	f.IntVar(&o.workers, "workers", parent.DefaultWorkers, "connections to each enclave, two batches in flight on each")
 	f.DurationVar(&o.lease, "lease", 0, "how long a claim holds (default: lease.max_ms of the config file)")
 	f.StringVar(&o.listen, "listen", defaultListen, "loopback `address` of /metrics, /healthz and /readyz; empty for none")
+	cmd.AddCommand(enclaveCommand(log))
+	cmd.CompletionOptions.DisableDefaultCmd = true
 	return cmd
+}
+
+// noArguments refuses whatever stands behind a command that has flags alone.
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument: everything is a flag: %w", refusal.UsageWrong)
+	}
+	return nil
 }
 
 // fromEnvironment sets each flag that is not given from its variable.

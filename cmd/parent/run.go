@@ -23,6 +23,7 @@ import (
 	"github.com/keyhold/keyhold/parent/egress"
 	"github.com/keyhold/keyhold/parent/store"
 	"github.com/keyhold/keyhold/parent/store/dynamo"
+	"github.com/keyhold/keyhold/parent/watch/sdnotify"
 )
 
 // run wires the parent to AWS and vsock.
@@ -55,6 +56,13 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 		return err
 	}
 	log.InfoContext(ctx, "parent starts", slog.Int("enclaves", len(o.cids)), slog.String("listen", o.listen))
+	service, err := sdnotify.FromEnv(os.LookupEnv, os.Getpid())
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, refusal.UsageWrong)
+	}
+	told := reporter{service: service, listen: o.listen, log: log}
+	stop := told.start(ctx)
+	defer stop()
 	return parent.Run(ctx, cfg)
 }
 

@@ -137,7 +137,11 @@ func (c NitroCLI) DescribeEIF(ctx context.Context, path string) (Measurements, e
 	if err != nil {
 		return Measurements{}, err
 	}
-	return ParseMeasurements(out)
+	m, err := ParseMeasurements(out)
+	if err != nil {
+		return Measurements{}, fmt.Errorf("%w: %w", refusal.ImageMismatch, err)
+	}
+	return m, nil
 }
 
 // launch is one run-enclave.

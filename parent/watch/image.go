@@ -30,17 +30,17 @@ const (
 // nitro-cli refuses less (E26).
 const memoryFactor = 4
 
-var errMeasurements = errors.New("it holds no PCR0 of 96 hex digits that are not all zero")
+var errMeasurements = errors.New("measurements: there is no PCR0 of 96 hex digits that are not all zero")
 
 // ParseMeasurements reads what nitro-cli build-enclave, describe-eif and keyhold
 // image build print. The registers of a debug enclave, all zero, are refused.
 func ParseMeasurements(raw []byte) (Measurements, error) {
 	var file struct{ Measurements Measurements }
 	if err := json.Unmarshal(raw, &file); err != nil {
-		return Measurements{}, fmt.Errorf("read measurements: %w: they are not the JSON that nitro-cli prints", refusal.ImageMismatch)
+		return Measurements{}, errors.New("measurements: they are not the JSON that nitro-cli prints")
 	}
 	if pcr, err := hex.DecodeString(file.Measurements.PCR0); err != nil || len(pcr) != 48 || strings.Trim(file.Measurements.PCR0, "0") == "" {
-		return Measurements{}, fmt.Errorf("read measurements: %w: %w", refusal.ImageMismatch, errMeasurements)
+		return Measurements{}, errMeasurements
 	}
 	return file.Measurements, nil
 }
@@ -49,14 +49,14 @@ func ParseMeasurements(raw []byte) (Measurements, error) {
 func ReadMeasurements(path string) (Measurements, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return Measurements{}, fmt.Errorf("measurements: %w: %w", refusal.ImageMismatch, err)
+		return Measurements{}, fmt.Errorf("measurements: %w", err)
 	}
 	if info.Size() > maxMeasurements {
-		return Measurements{}, fmt.Errorf("measurements: %w: %w", refusal.ImageMismatch, errMeasurements)
+		return Measurements{}, errMeasurements
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return Measurements{}, fmt.Errorf("measurements: %w: %w", refusal.ImageMismatch, err)
+		return Measurements{}, fmt.Errorf("measurements: %w", err)
 	}
 	return ParseMeasurements(raw)
 }

@@ -321,7 +321,7 @@ func (w *watcher) watch(ctx context.Context) error {
 		if err := pause(ctx, w.Every); err != nil {
 			return err
 		}
-		err := w.probe(ctx)
+		err := w.probe(ctx, w.Patience-time.Since(last))
 		if err == nil {
 			last = time.Now()
 			w.Notify(Answered)
@@ -342,9 +342,10 @@ func (w *watcher) watch(ctx context.Context) error {
 	}
 }
 
-// probe gives one round trip no more time than the enclave has left.
-func (w *watcher) probe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, w.Patience)
+// probe gives one round trip no more time than the enclave has left, or that of a
+// round where this process itself was late.
+func (w *watcher) probe(ctx context.Context, left time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, max(left, w.Every))
 	defer cancel()
 	return w.Probe(ctx)
 }

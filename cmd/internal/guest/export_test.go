@@ -60,7 +60,7 @@ func TestingOnlyMain(ctx context.Context, m *TestingOnlyMachine, kmsRoots []byte
 	return p.main(ctx, kmsRoots)
 }
 
-// TestingOnlySettings are the names of the files below /proc/sys that are written.
+// TestingOnlySettings are the names of the kernel's files that are written.
 func TestingOnlySettings() []string {
 	names := make([]string, len(settings))
 	for i, s := range settings {

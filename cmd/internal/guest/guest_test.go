@@ -67,10 +67,11 @@ func TestAnInitClosesTheKernel(t *testing.T) {
 		t.Errorf("exit code %d:\n%s", exit, m.console.String())
 	}
 	for name, want := range map[string]string{
-		"kernel/modules_disabled": "1", "kernel/kexec_load_disabled": "1", "kernel/kptr_restrict": "2", "kernel/dmesg_restrict": "1",
-		"kernel/panic_on_oops": "1", "kernel/panic": "-1",
+		"proc/sys/kernel/modules_disabled": "1", "proc/sys/kernel/kexec_load_disabled": "1", "proc/sys/kernel/kptr_restrict": "2",
+		"proc/sys/kernel/dmesg_restrict": "1", "proc/sys/kernel/panic_on_oops": "1", "proc/sys/kernel/panic": "-1",
+		"sys/module/printk/parameters/console_no_auto_verbose": "Y",
 	} {
-		got, err := os.ReadFile(filepath.Join(m.Root, "proc/sys", name))
+		got, err := os.ReadFile(filepath.Join(m.Root, name))
 		if err != nil || string(got) != want {
 			t.Errorf("%s is %q, %v, want %q", name, got, err, want)
 		}
@@ -78,7 +79,7 @@ func TestAnInitClosesTheKernel(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(m.Root, "proc/sys/kernel/yama")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a setting that the kernel lacks was made: %v", err)
 	}
-	if names := guest.TestingOnlySettings(); names[len(names)-1] != "kernel/modules_disabled" {
+	if names := guest.TestingOnlySettings(); names[len(names)-1] != "proc/sys/kernel/modules_disabled" {
 		t.Errorf("the last setting is %s: what fails after it would leave the door on modules shut for a retry", names[len(names)-1])
 	}
 }
@@ -307,7 +308,7 @@ func TestAProgramThatIsNoInitDoesNoneOfItsWork(t *testing.T) {
 		t.Errorf("asked of the kernel and the parent (-want +got):\n%s", diff)
 	}
 	for _, name := range guest.TestingOnlySettings() {
-		if got, err := os.ReadFile(filepath.Join(m.Root, "proc/sys", name)); err != nil || len(got) > 0 {
+		if got, err := os.ReadFile(filepath.Join(m.Root, name)); err != nil || len(got) > 0 {
 			t.Errorf("%s was set to %q, %v", name, got, err)
 		}
 	}

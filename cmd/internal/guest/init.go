@@ -194,26 +194,30 @@ func (s *system) checkNetwork() error {
 	return nil
 }
 
-// A setting is a file below /proc/sys and what is written to it. A kernel can lack some.
+// A setting is a file of proc or sysfs and what is written to it. A kernel can lack some.
 type setting struct{ name, value string }
 
 // settings end with the one that shuts the door on modules, which nothing opens again before the next start.
 //
 //nolint:gochecknoglobals // a table that is never written
 var settings = []setting{
-	{"kernel/panic", "-1"},        // a kernel that panics restarts at once, which ends the enclave, and does not hang
-	{"kernel/panic_on_oops", "1"}, // a kernel that has lost its way signs nothing
-	{"kernel/kptr_restrict", "2"},
-	{"kernel/dmesg_restrict", "1"},
-	{"kernel/perf_event_paranoid", "2"},
-	{"kernel/yama/ptrace_scope", "3"},
-	{"kernel/unprivileged_bpf_disabled", "1"},
-	{"net/core/bpf_jit_harden", "2"},
-	{"user/max_user_namespaces", "0"},
-	{"fs/suid_dumpable", "0"},
-	{"kernel/sysrq", "0"},
-	{"kernel/kexec_load_disabled", "1"},
-	{"kernel/modules_disabled", "1"},
+	{"proc/sys/kernel/panic", "-1"},        // a kernel that panics restarts at once, which ends the enclave, and does not hang
+	{"proc/sys/kernel/panic_on_oops", "1"}, // a kernel that has lost its way signs nothing
+	// A panic, such as the one over an init that crashed, would print registers and make the console show them
+	// whatever its level (Linux 5.19 and later can be told not to).
+	{"proc/sys/kernel/printk", "4"},
+	{"sys/module/printk/parameters/console_no_auto_verbose", "Y"},
+	{"proc/sys/kernel/kptr_restrict", "2"},
+	{"proc/sys/kernel/dmesg_restrict", "1"},
+	{"proc/sys/kernel/perf_event_paranoid", "2"},
+	{"proc/sys/kernel/yama/ptrace_scope", "3"},
+	{"proc/sys/kernel/unprivileged_bpf_disabled", "1"},
+	{"proc/sys/net/core/bpf_jit_harden", "2"},
+	{"proc/sys/user/max_user_namespaces", "0"},
+	{"proc/sys/fs/suid_dumpable", "0"},
+	{"proc/sys/kernel/sysrq", "0"},
+	{"proc/sys/kernel/kexec_load_disabled", "1"},
+	{"proc/sys/kernel/modules_disabled", "1"},
 }
 
 // closeKernel writes the settings and returns how many this kernel has.
@@ -225,7 +229,7 @@ func (s *system) closeKernel() (int, error) {
 			continue
 		}
 		if err != nil {
-			return 0, failed(codeKernel, fmt.Errorf("set %s: %w", e.name, err))
+			return 0, failed(codeKernel, fmt.Errorf("set /%s: %w", e.name, err))
 		}
 		set++
 	}
@@ -233,7 +237,7 @@ func (s *system) closeKernel() (int, error) {
 }
 
 func (s *system) set(e setting) (err error) {
-	f, err := os.OpenFile(s.path("proc/sys", e.name), os.O_WRONLY, 0)
+	f, err := os.OpenFile(s.path(e.name), os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func bareMachine(root string) (*machine, error) {
 		"sys/class/net/lo/flags": "0x8\n",
 	}
 	for _, name := range guest.TestingOnlySettings() {
-		files["proc/sys/"+name] = ""
+		files[name] = ""
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(root, name), content); err != nil {

@@ -73,7 +73,7 @@ func creditKernel(b []byte) (err error) {
 	}
 	// Linux before 4.17 does not know this request (EINVAL): there a generator
 	// that is not ready draws as soon as it is credited, and another one later.
-	err = unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0) //nolint:gosec // a descriptor
+	err = unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0)
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("RNDRESEEDCRNG: %w", err)
 	}

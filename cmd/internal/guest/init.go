@@ -75,7 +75,7 @@ var mounts = []mount{
 // attach mounts m. EBUSY says that the kernel has mounted it already (CONFIG_DEVTMPFS_MOUNT).
 func (s *system) attach(m mount) error {
 	target := s.path(m.target)
-	if err := os.MkdirAll(target, 0o755); err != nil {
+	if err := os.MkdirAll(target, 0o700); err != nil {
 		return failed(codeMount, fmt.Errorf("make mount point: %w", err))
 	}
 	if err := s.mount(m.source, target, m.fstype, m.flags, m.options); err != nil && !errors.Is(err, unix.EBUSY) {

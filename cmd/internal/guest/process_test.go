@@ -91,7 +91,7 @@ func play(role string) {
 	if first {
 		m.Drain, m.Sync, m.Restart = nil, nil, nil
 	}
-	os.Exit(guest.TestingOnlyMain(ctx, &m.TestingOnlyMachine, m.roots)) //nolint:forbidigo // the exit code is looked at
+	os.Exit(guest.TestingOnlyMain(ctx, &m.TestingOnlyMachine, m.roots)) //nolint:forbidigo,revive // the exit code is looked at
 }
 
 // start starts the test program in a role, and as process 1 of a namespace of its own if init is set.

@@ -20,7 +20,7 @@ type configLine struct{ name, text string }
 func configLines(c *config.Config) []configLine {
 	out := []configLine{
 		{"KMS key", c.KMSKeyARN},
-		{"keyring", fmt.Sprintf("%s, epochs %s may be opened, %d seals", c.Keyring, joined(c.Epochs), c.SealEpoch)},
+		{"may open", fmt.Sprintf("keyring %s, epochs %s; new keys are sealed under %d", c.Keyring, joined(c.Epochs), c.SealEpoch)},
 	}
 	for _, p := range c.Policies {
 		out = append(out, configLine{"policy", p.Name + " signs " + kindsText(p.Kinds)})

@@ -18,6 +18,7 @@ type TestingOnlyMachine struct {
 	Pause   time.Duration
 	Beat    time.Duration
 
+	ClearEnv   func()
 	Mount      func(source, target, fstype string, flags uintptr, options string) error
 	LoadModule func(file string) error
 	Redirect   func(file string, flag, fd int) error
@@ -35,6 +36,9 @@ type TestingOnlyMachine struct {
 func TestingOnlyMain(ctx context.Context, m *TestingOnlyMachine, kmsRoots []byte) (exit int) {
 	s := linux()
 	s.root = m.Root
+	if m.ClearEnv != nil {
+		s.clearEnv = m.ClearEnv
+	}
 	if m.Mount != nil {
 		s.mount = m.Mount
 	}

@@ -38,7 +38,6 @@ type program struct {
 // Main is the main function of a program in an enclave image, which trusts those roots (PEM) to vouch for KMS.
 // It has no flags and reads no environment. It does not return.
 func Main(kmsRoots []byte) {
-	os.Clearenv() // what kernel or init put there: nothing is configured by it
 	p := &program{
 		init: os.Getpid() == 1, console: os.Stdout, sys: linux(),
 		listen: listenVsock, dial: dialParent, openNSM: nsm.Open, serve: enclave.Run,
@@ -74,6 +73,7 @@ func (p *program) main(ctx context.Context, kmsRoots []byte) int {
 
 // run brings the machine up and serves until ctx ends.
 func (p *program) run(ctx context.Context, log *slog.Logger, kmsRoots []byte) (err error) {
+	p.sys.clearEnv() // what kernel or init put there: nothing is configured by it, in no library either
 	if p.init {
 		defer p.sys.reapOrphans()()
 		if err := p.boot(ctx, log); err != nil {

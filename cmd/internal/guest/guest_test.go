@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ func TestAnInitBringsTheMachineUpInThisOrder(t *testing.T) {
 		t.Errorf("exit code %d", exit)
 	}
 	want := []string{
+		"clear environment",
 		"mount devtmpfs on /dev nosuid,noexec",
 		"open dev/console as 1", "open dev/null as 0", "open dev/null as 2",
 		"mount proc on /proc nosuid,nodev,noexec hidepid=2",
@@ -149,6 +151,7 @@ func TestADoubtfulMachineIsSwitchedOff(t *testing.T) {
 		{"the heartbeat gets no answer", answer(nil), "heartbeat", "await"},
 		{"the heartbeat hangs", func(t *testing.T, m *machine) {
 			t.Helper()
+			m.Beat = 50 * time.Millisecond
 			m.Dial = m.dial(func(byte) []byte { <-silent; return nil })
 		}, "heartbeat", "await"},
 		{"no roots", func(_ *testing.T, m *machine) { m.roots = nil }, "kms_roots", "roots"},
@@ -303,7 +306,7 @@ func TestAProgramThatIsNoInitDoesNoneOfItsWork(t *testing.T) {
 	if exit := m.run(t); exit != 0 {
 		t.Errorf("exit code %d", exit)
 	}
-	want := []string{"open dev/null as 2", "open nsm", "listen 5000", "serve"}
+	want := []string{"clear environment", "open dev/null as 2", "open nsm", "listen 5000", "serve"}
 	if diff := cmp.Diff(want, m.calls); diff != "" {
 		t.Errorf("asked of the kernel and the parent (-want +got):\n%s", diff)
 	}

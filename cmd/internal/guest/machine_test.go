@@ -62,7 +62,8 @@ func bareMachine(root string) (*machine, error) {
 	}
 	m := &machine{roots: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root().Raw}), refuse: map[string]error{}}
 	m.TestingOnlyMachine = guest.TestingOnlyMachine{
-		Init: true, Console: &m.console, Root: root, Pause: time.Millisecond, Beat: 50 * time.Millisecond,
+		Init: true, Console: &m.console, Root: root, Pause: time.Millisecond, Beat: 20 * time.Second,
+		ClearEnv:   func() { _ = m.call("clear environment") },
 		Mount:      m.mount,
 		LoadModule: func(file string) error { return m.call("load " + m.rel(file)) },
 		Redirect:   func(file string, _, fd int) error { return m.call(fmt.Sprintf("open %s as %d", m.rel(file), fd)) },

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -37,6 +38,10 @@ func secretValue() string { return strings.Repeat("5ec7e7", 4) }
 //nolint:gochecknoglobals // a table that is never written
 var roles = map[string]func(context.Context, enclave.Config) error{
 	"ends": func(_ context.Context, c enclave.Config) error { return c.Listener.Close() },
+	"shows its environment": func(ctx context.Context, c enclave.Config) error {
+		c.Logger.InfoContext(ctx, "serving", slog.Any("environment", os.Environ()))
+		return c.Listener.Close()
+	},
 	"waits for SIGTERM": func(ctx context.Context, c enclave.Config) error {
 		c.Logger.InfoContext(ctx, "serving")
 		<-ctx.Done()
@@ -70,8 +75,55 @@ func TestMain(m *testing.M) {
 		if err := orphan.Start(); err == nil {
 			fmt.Fprintln(os.Stdout, orphan.Process.Pid)
 		}
+	case "main", "main without roots":
+		if os.Getpid() == 1 {
+			return // it would change the settings of this machine's kernel
+		}
+		roots, err := os.ReadFile(filepath.Join(os.Getenv(rootEnv), role+".pem"))
+		if err != nil {
+			roots = nil
+		}
+		guest.Main(roots)
 	default:
 		play(role)
+	}
+}
+
+// On a machine without /dev/nsm, as most are, the real main function gets that far.
+func TestMainSaysWhyItEnds(t *testing.T) {
+	if _, err := os.Stat("/dev/nsm"); err == nil {
+		t.Skip("this is an enclave")
+	}
+	for role, code := range map[string]string{"main": "no_nsm", "main without roots": "kms_roots"} {
+		cmd, root, stdout, stderr := prepare(t, role, false)
+		if role == "main" {
+			m, err := bareMachine(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := write(filepath.Join(root, role+".pem"), string(m.roots)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if status := ended(t, cmd); status.ExitStatus() != 1 {
+			t.Errorf("%s: %v", role, cmd.ProcessState)
+		}
+		if got := stdout.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"code":"`+code+`"`) || stderr.Len() > 0 {
+			t.Errorf("%s printed\n%s%s, want one line with %s", role, got, stderr, code)
+		}
+	}
+}
+
+func TestTheEnvironmentIsGone(t *testing.T) {
+	for _, init := range []bool{false, true} {
+		cmd, root, stdout, _ := start(t, "shows its environment", init)
+		ended(t, cmd)
+		if shown := stdout.String() + console(t, root); !strings.Contains(shown, `"environment":[]`) {
+			t.Errorf("init %t: it printed\n%s", init, shown)
+		}
 	}
 }
 
@@ -87,7 +139,7 @@ func play(role string) {
 		fmt.Fprintln(os.Stderr, err)
 		return
 	}
-	m.Init, m.Console, m.Serve, m.Redirect = first, os.Stdout, roles[role], nil
+	m.Init, m.Console, m.Serve, m.Redirect, m.ClearEnv = first, os.Stdout, roles[role], nil, nil
 	if first {
 		m.Drain, m.Sync, m.Restart = nil, nil, nil
 	}
@@ -96,6 +148,19 @@ func play(role string) {
 
 // start starts the test program in a role, and as process 1 of a namespace of its own if init is set.
 func start(t *testing.T, role string, init bool) (cmd *exec.Cmd, root string, stdout, stderr *bytes.Buffer) {
+	t.Helper()
+	cmd, root, stdout, stderr = prepare(t, role, init)
+	err := cmd.Start()
+	if init && errors.Is(err, unix.EPERM) {
+		t.Skip("this machine permits no process namespace (root or user namespaces are needed): an init cannot be run here")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, root, stdout, stderr
+}
+
+func prepare(t *testing.T, role string, init bool) (cmd *exec.Cmd, root string, stdout, stderr *bytes.Buffer) {
 	t.Helper()
 	root = t.TempDir()
 	for _, name := range []string{"dev/console", "dev/null"} {
@@ -118,13 +183,6 @@ func start(t *testing.T, role string, init bool) (cmd *exec.Cmd, root string, st
 			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		}
-	}
-	err = cmd.Start()
-	if init && errors.Is(err, unix.EPERM) {
-		t.Skip("this machine permits no process namespace (user namespaces or root are needed): an init cannot be run here")
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 	return cmd, root, stdout, stderr
 }

@@ -14,6 +14,7 @@ import (
 // system is what an init asks of the kernel, so that a test can see it asked, and in which order.
 type system struct {
 	root       string // stands for /
+	clearEnv   func()
 	mount      func(source, target, fstype string, flags uintptr, options string) error
 	loadModule func(file string) error
 	redirect   func(file string, flag, fd int) error // opens file as that descriptor
@@ -26,7 +27,7 @@ type system struct {
 // linux is the real one.
 func linux() system {
 	return system{
-		root: "/", mount: unix.Mount, loadModule: loadModule, redirect: redirect, drain: drain, sync: unix.Sync,
+		root: "/", clearEnv: os.Clearenv, mount: unix.Mount, loadModule: loadModule, redirect: redirect, drain: drain, sync: unix.Sync,
 		restart: func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }, reap: reap,
 	}
 }

@@ -8,19 +8,19 @@ import (
 // Class says what an action does with a key.
 type Class int
 
-// The classes.
+// The classes, gravest first.
 const (
 	Releasing     Class = iota + 1 // answers with plaintext, or with a secret that the key decides
 	Moving                         // carries key, ciphertext or the right to use them elsewhere, or brings one in
-	Using                          // uses of keys of other specs
 	Changing                       // replaces the policy
+	Using                          // uses of keys of other specs
 	Administering                  // changes the key's state, names and tags; lets nothing out
 	Reading                        // tells about the key
 	Account                        // is not about a key: no key policy is asked
 )
 
 func (c Class) String() string {
-	names := [...]string{"", "releasing", "moving", "using", "changing", "administering", "reading", "account"}
+	names := [...]string{"", "releasing", "moving", "changing", "using", "administering", "reading", "account"}
 	if c < 1 || int(c) >= len(names) {
 		return "unknown"
 	}
@@ -114,6 +114,16 @@ var actions = []Action{
 	{"kms:VerifyMac", Using, false},
 }
 
+// lowered are the names of the table in lower case.
+//
+//nolint:gochecknoglobals // derived from the table; never written after start
+var lowered = func() (names []string) {
+	for _, a := range actions {
+		names = append(names, strings.ToLower(a.Name))
+	}
+	return names
+}()
+
 // Actions returns the table of all KMS actions, sorted by name.
 func Actions() []Action { return slices.Clone(actions) }
 
@@ -135,8 +145,9 @@ func actionIndex(name string) int {
 // covered returns which rows of the table a policy's Action text covers. Actions
 // are compared without case. None is covered by a text that means nothing here.
 func covered(text string) (rows [64]bool, some bool) {
-	for i, a := range actions {
-		if glob(strings.ToLower(text), strings.ToLower(a.Name)) {
+	text = strings.ToLower(text)
+	for i := range actions {
+		if glob(text, lowered[i]) {
 			rows[i], some = true, true
 		}
 	}

@@ -67,14 +67,13 @@ func Evaluate(p Policy, r Request) (Decision, error) {
 			shown[register] = v.String()
 		}
 	}
-	return decide(candidates(p.statements, r.Caller, i), shown), nil
+	return decide(candidates(p.statements, r.Caller, i), func(s *Statement) bool { return s.fits(shown) }), nil
 }
 
 // candidate is a statement that is about a caller and an action.
 type candidate struct {
+	*Statement
 	index int
-	deny  bool
-	rest  []Condition // those on registers, still to be looked at
 }
 
 // candidates returns the statements that apply if the registers fit.
@@ -82,35 +81,49 @@ func candidates(statements []Statement, c Caller, action int) []candidate {
 	var out []candidate
 	for i := range statements {
 		s := &statements[i]
-		if !s.covers[action] || !s.Principal.name(c, s.Deny) {
-			continue
-		}
-		found := candidate{index: i, deny: s.Deny}
-		applies := true
-		for _, condition := range s.Conditions {
-			switch condition.kind {
-			case keyRegister:
-				found.rest = append(found.rest, condition)
-			case keyARN:
-				applies = applies && condition.holds(c.ARN)
-			case keyAccount:
-				applies = applies && condition.holds(c.account())
-			}
-		}
-		if applies {
-			out = append(out, found)
+		if s.covers[action] && s.Principal.name(c, s.Deny) && s.suits(c) {
+			out = append(out, candidate{s, i})
 		}
 	}
 	return out
 }
 
-func decide(among []candidate, shown Shown) Decision {
+// suits reports whether the conditions on the caller hold.
+func (s *Statement) suits(caller Caller) bool {
+	for i := range s.Conditions {
+		c := &s.Conditions[i]
+		switch c.kind {
+		case keyARN:
+			if !c.holds(caller.ARN) {
+				return false
+			}
+		case keyAccount:
+			if !c.holds(caller.account()) {
+				return false
+			}
+		case keyRegister:
+		}
+	}
+	return true
+}
+
+// fits reports whether the conditions on the attestation document hold.
+func (s *Statement) fits(shown Shown) bool {
+	for i := range s.Conditions {
+		if c := &s.Conditions[i]; c.kind == keyRegister && !c.holds(shown[c.register]) {
+			return false
+		}
+	}
+	return true
+}
+
+func decide(among []candidate, fits func(*Statement) bool) Decision {
 	d := Decision{Outcome: NotAllowed, Statement: -1}
 	for _, c := range among {
-		if !c.fits(shown) {
+		if !fits(c.Statement) {
 			continue
 		}
-		if c.deny {
+		if c.Deny {
 			return Decision{Outcome: Denied, Statement: c.index}
 		}
 		if d.Outcome == NotAllowed {
@@ -118,15 +131,6 @@ func decide(among []candidate, shown Shown) Decision {
 		}
 	}
 	return d
-}
-
-func (c *candidate) fits(shown Shown) bool {
-	for i := range c.rest {
-		if !c.rest[i].holds(shown[c.rest[i].register]) {
-			return false
-		}
-	}
-	return true
 }
 
 // holds compares with the request's value, "" where it has none.

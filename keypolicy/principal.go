@@ -51,6 +51,12 @@ func (c Caller) understood() bool {
 	return isRole(c.ARN) || userForm.MatchString(c.ARN) || rootForm.MatchString(c.ARN)
 }
 
+// isAccount tells the spellings of an account, its number and the ARN of its root,
+// from the other principals that Parse lets through.
+func isAccount(arn string) bool {
+	return !strings.Contains(arn, ":") || strings.HasSuffix(arn, ":root")
+}
+
 // Principals are whom a statement is about.
 type Principals struct {
 	Everybody bool     // "*" and {"AWS": "*"}, which the IAM user guide calls equivalent
@@ -75,9 +81,9 @@ func (p *Principals) name(c Caller, deny bool) bool {
 	}
 	for _, arn := range p.AWS {
 		switch {
-		case accountForm.MatchString(arn), rootForm.MatchString(arn):
+		case isAccount(arn):
 			same := arn == c.account() || accountOf(arn) == c.account()
-			if same && (!deny || rootForm.MatchString(c.ARN)) {
+			if same && (!deny || isAccount(c.ARN)) {
 				return true
 			}
 		case arn == c.ARN, c.Session != "" && arn == c.Session:

@@ -90,14 +90,16 @@ type judge struct {
 	added    []layer // the policy with each careless addition
 	result   Result
 
+	fits  map[*Statement][]bool // which of universe.shown a statement's conditions hold for
 	facts map[question]*tally
 	pair  []*Pair     // that universe.shown[i] shows, if the policy names both registers
-	docs  []shownKind // of universe.shown
+	kinds []shownKind // what documents come to
+	docs  []int       // index into kinds of universe.shown
 	who   []whoKind   // of universe.callers
 }
 
 func newJudge(p Policy, want Expectation) (*judge, error) {
-	j := &judge{policy: p, want: want, given: layer{"as it is", p.statements}, facts: map[question]*tally{}}
+	j := &judge{policy: p, want: want, given: layer{"as it is", p.statements}, facts: map[question]*tally{}, fits: map[*Statement][]bool{}}
 	j.result.Hash = p.Hash()
 	named := slices.Clone(want.Admins)
 	if want.Parent != "" {
@@ -145,10 +147,23 @@ func (j *judge) each(statements []Statement, action int, visit func(caller, show
 	for c := range j.universe.callers {
 		among := candidates(statements, j.universe.callers[c], action)
 		for s := range shown {
-			visit(c, s, decide(among, shown[s]))
+			visit(c, s, decide(among, func(of *Statement) bool { return j.fit(of)[s] }))
 			j.result.Requests++
 		}
 	}
+}
+
+// fit tells for each document whether a statement's conditions on it hold.
+func (j *judge) fit(s *Statement) []bool {
+	known := j.fits[s]
+	if known == nil {
+		known = make([]bool, len(j.universe.shown))
+		for i, shown := range j.universe.shown {
+			known[i] = s.fits(shown)
+		}
+		j.fits[s] = known
+	}
+	return known
 }
 
 // derive reads from the policy as it is who releases with which pairs, who
@@ -156,15 +171,16 @@ func (j *judge) each(statements []Statement, action int, visit func(caller, show
 func (j *judge) derive() {
 	j.pair = namedPairs(j.policy.statements, j.universe.shown)
 	pairs := map[Pair]bool{}
-	var users, admins, readers []string
+	var users, takers, admins, readers []string
 	for i, a := range actions {
 		j.each(j.given.statements, i, func(c, s int, d Decision) {
 			arn := j.universe.callers[c].ARN
-			if d.Outcome != Allowed || !isRole(arn) || accountOf(arn) != j.want.Account || !j.isNamed(arn) {
+			if d.Outcome != Allowed || !isRole(arn) || accountOf(arn) != j.want.Account || !j.isNamed(arn, i) {
 				return
 			}
 			switch a.Class {
 			case Releasing:
+				takers = append(takers, arn)
 				if j.pair[s] != nil {
 					users = append(users, arn)
 					pairs[*j.pair[s]] = true
@@ -179,13 +195,16 @@ func (j *judge) derive() {
 		})
 	}
 	j.result.Pairs = slices.SortedFunc(maps.Keys(pairs), Pair.compare)
-	j.deriveRoles(unique(users), unique(admins), unique(readers))
+	j.deriveRoles(unique(admins), unique(users), unique(takers), unique(readers))
 	if j.result.Mode = Sealed; j.anybodyCanChange() {
 		j.result.Mode = Managed
 	}
-	j.docs = make([]shownKind, len(j.universe.shown))
+	j.docs = make([]int, len(j.universe.shown))
 	for i, s := range j.universe.shown {
-		j.docs[i] = j.kindOfShown(s)
+		kind := j.kindOfShown(s)
+		if j.docs[i] = slices.Index(j.kinds, kind); j.docs[i] < 0 {
+			j.docs[i], j.kinds = len(j.kinds), append(j.kinds, kind)
+		}
 	}
 	j.who = make([]whoKind, len(j.universe.callers))
 	for i, c := range j.universe.callers {
@@ -193,30 +212,33 @@ func (j *judge) derive() {
 	}
 }
 
-func (j *judge) deriveRoles(users, admins, readers []string) {
-	if len(users) == 0 { // release to nobody: the parent is who may look and no more
-		users = slices.DeleteFunc(readers, func(arn string) bool { return slices.Contains(admins, arn) })
-	}
-	if j.result.Parent = j.want.Parent; j.result.Parent == "" {
-		j.result.Parent = firstOutside(users, admins)
+// deriveRoles takes for the parent, unless it is given, who releases with a pair,
+// else who releases at all, else who may look and not administer.
+func (j *judge) deriveRoles(admins, users, takers, readers []string) {
+	readers = slices.DeleteFunc(readers, func(arn string) bool { return slices.Contains(admins, arn) })
+	j.result.Parent = j.want.Parent
+	for _, list := range [][]string{users, takers, readers} {
+		if j.result.Parent == "" {
+			j.result.Parent = firstOutside(list, admins)
+		}
 	}
 	if j.result.Admins = j.want.Admins; j.result.Admins == nil {
 		j.result.Admins = slices.DeleteFunc(admins, func(arn string) bool { return arn == j.result.Parent })
 	}
 }
 
-// isNamed reports whether the policy or the expectation names the role. The
-// others in the universe stand for roles of which nobody has spoken.
-func (j *judge) isNamed(arn string) bool {
-	if arn == j.want.Parent || slices.Contains(j.want.Admins, arn) {
-		return true
-	}
+// isNamed reports whether an Allow for the action names the role, rather than
+// everybody or the account.
+func (j *judge) isNamed(arn string, action int) bool {
 	for _, s := range j.policy.statements {
+		if s.Deny || !s.covers[action] {
+			continue
+		}
 		if slices.Contains(s.Principal.AWS, arn) {
 			return true
 		}
 		for _, c := range s.Conditions {
-			if c.kind == keyARN && slices.Contains(c.Values, arn) {
+			if c.kind == keyARN && !operators[c.Operator].negated && slices.Contains(c.Values, arn) {
 				return true
 			}
 		}

@@ -41,7 +41,7 @@ func (k Kind) String() string {
 // MarshalText returns what String does.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// Question is one that was asked, in all the spellings that come to the same.
+// Question is one that was asked, for all requests that come to the same.
 type Question struct {
 	Who      string `json:"who"`
 	Shown    string `json:"shown,omitempty"` // empty where the action takes no document
@@ -215,7 +215,7 @@ func (j *judge) creating() bool {
 // question identifies those requests that are counted as one.
 type question struct {
 	who    whoKind
-	doc    shownKind
+	doc    int // of judge.kinds; -1 where the action takes no document
 	action int
 }
 
@@ -271,19 +271,21 @@ func (j *judge) ask() {
 }
 
 func (j *judge) fact(action, caller, shown int) *tally {
-	a := actions[action]
-	doc := j.docs[shown]
-	q := question{j.who[caller], doc, action}
-	if !a.Attested {
-		q.doc = shownKind{}
+	q := question{j.who[caller], j.docs[shown], action}
+	if !actions[action].Attested {
+		q.doc = -1
 	}
-	f := j.facts[q]
-	if f == nil {
-		f = &tally{Question: Question{
-			Who: q.who.String(), Shown: q.doc.label, Action: a.Name, Class: a.Class.String(), Want: j.answer(q.who, doc, a),
-		}}
-		j.facts[q] = f
+	if f := j.facts[q]; f != nil {
+		return f
 	}
+	a, doc := actions[action], shownKind{}
+	if q.doc >= 0 {
+		doc = j.kinds[q.doc]
+	}
+	f := &tally{Question: Question{
+		Who: q.who.String(), Shown: doc.label, Action: a.Name, Class: a.Class.String(), Want: j.answer(q.who, doc, a),
+	}}
+	j.facts[q] = f
 	return f
 }
 
@@ -293,18 +295,26 @@ func (j *judge) sum() (Result, error) {
 	for q := range j.facts {
 		keys = append(keys, q)
 	}
+	order := func(q question) int {
+		if q.doc < 0 {
+			return -1
+		}
+		return j.kinds[q.doc].order
+	}
 	slices.SortFunc(keys, func(a, b question) int {
-		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(a.doc.order, b.doc.order), cmp.Compare(a.action, b.action))
+		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(order(a), order(b)), cmp.Compare(a.action, b.action))
 	})
 	for _, q := range keys {
-		f := j.facts[q]
-		j.result.Questions = append(j.result.Questions, f.Question)
-		if f.kind == 0 || !j.want.Exact && f.kind < Bare {
-			continue
-		}
-		j.result.Findings = append(j.result.Findings, Finding{Kind: f.kind, Question: f.Question, Added: f.added, Text: f.text()})
+		j.result.Questions = append(j.result.Questions, j.facts[q].Question)
 	}
 	j.wholes()
+	slices.SortStableFunc(keys, func(a, b question) int { return cmp.Compare(gravity(a.action), gravity(b.action)) })
+	for _, q := range keys {
+		f := j.facts[q]
+		if f.kind >= Bare || f.kind > 0 && j.want.Exact {
+			j.result.Findings = append(j.result.Findings, Finding{Kind: f.kind, Question: f.Question, Added: f.added, Text: f.text()})
+		}
+	}
 	slices.SortStableFunc(j.result.Findings, func(a, b Finding) int { return cmp.Compare(b.Kind, a.Kind) })
 	if n := len(j.result.Findings); n > 0 {
 		return j.result, fmt.Errorf("%w: %s (wrong answers: %d)", ErrLoose, j.result.Findings[0].Text, n)
@@ -313,6 +323,16 @@ func (j *judge) sum() (Result, error) {
 		return j.result, ErrNotAdmitted
 	}
 	return j.result, nil
+}
+
+// gravity orders actions by class, and puts what this kind of key can do before
+// what others can.
+func gravity(action int) int {
+	n := 2 * int(actions[action].Class)
+	if !actions[action].Attested {
+		n++
+	}
+	return n
 }
 
 // wholes adds what no single question shows.

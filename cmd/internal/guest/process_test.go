@@ -55,8 +55,10 @@ var roles = map[string]func(context.Context, enclave.Config) error{
 		return nil
 	},
 	"stops for good": func(context.Context, enclave.Config) error { new(sync.Mutex).Unlock(); return nil }, // no panic: nothing recovers it
-	"segfaults": func(context.Context, enclave.Config) error {
-		return unix.Kill(os.Getpid(), unix.SIGSEGV) // as C would
+	"segfaults": func(ctx context.Context, _ enclave.Config) error {
+		err := unix.Kill(os.Getpid(), unix.SIGSEGV) // as C would
+		<-ctx.Done()                                // another thread may get it
+		return err
 	},
 }
 

@@ -34,7 +34,7 @@ enclave's own word, proved by nothing.
 
 With --document a stored document is verified, at its own time: who made it, never
 that the enclave is there now.`,
-		Example: `  keyhold attest --enclave vsock:16 --measurements dist/x86_64/measurements.json --config config.json
+		Example: `  keyhold attest --enclave vsock:16 --measurements dist/amd64/measurements.json --config config.json
 
   # On this very instance, with this role
   keyhold attest --enclave vsock:16 --pcr0 3f9c...07 --config config.json \

@@ -130,3 +130,14 @@ mutants: ## show that the simulator finds every mutant of testdata/mutants withi
 .PHONY: model
 model: ## check the promises G1 to G5 on models of the protocol, and that each mutant of them is caught
 	model/run
+
+# The kernel of the last make eif is kept, so that building again gives the same PCR0; rm -r dist/kernel takes
+# the newest one instead.
+dist/kernel/amd64/version:
+	scripts/kernel
+
+.PHONY: eif
+eif: dist/kernel/amd64/version ## build dist/amd64/keyhold.eif and measurements.json, the enclave image, without Docker
+	scripts/check-tools build
+	$(MAKE) --no-print-directory build
+	bin/keyhold image build

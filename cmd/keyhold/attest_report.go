@@ -242,7 +242,11 @@ func age(seconds float64) string {
 	if seconds < 600 {
 		return fmt.Sprintf("%.1f s", seconds)
 	}
-	return time.Duration(seconds * float64(time.Second)).Round(time.Minute).String()
+	const day = 24 * 3600
+	if seconds >= 2*day {
+		return fmt.Sprintf("%.0f days", seconds/day)
+	}
+	return fmt.Sprintf("%.1f hours", seconds/3600)
 }
 
 const zeroRegister = "zero"

@@ -130,3 +130,11 @@ func TestNamesAreShownWithoutControlCharacters(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestAgesAreShownInTheUnitThatFits(t *testing.T) {
+	for seconds, want := range map[float64]string{-0.5: "-0.5 s", 3: "3.0 s", 599: "599.0 s", 3600: "1.0 hours", 48 * 3600: "2 days", 1e8: "1157 days"} {
+		if got := age(seconds); got != want {
+			t.Errorf("%v s: got %q, want %q", seconds, got, want)
+		}
+	}
+}

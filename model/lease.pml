@@ -71,12 +71,15 @@ bool second; /* parent 1 has claimed; 2 is like it, so by symmetry comes later *
 /* What a parent remembers of its claim. */
 byte myKey[NP];
 byte myFence[NP];
+byte myBatch[NP]; /* between reading and claiming, */
+bool myTake[NP];  /* with whether the key was held */
 byte myBoot[NP];
 bool myBootUp[NP];
 bool mySent[NP];
 
 inline forget() {
-	myKey[me] = 0; myFence[me] = 0; myBoot[me] = 0; myBootUp[me] = false; mySent[me] = false
+	myKey[me] = 0; myFence[me] = 0; myBatch[me] = 0; myTake[me] = false;
+	myBoot[me] = 0; myBootUp[me] = false; mySent[me] = false
 }
 
 /* store.Claim, as Claim.Claimed and Batch.Taken make it. The ticket was taken before. */
@@ -87,7 +90,8 @@ inline take(b, k, e, up) {
 #ifndef MUTANT_WATCH_ANY_FENCE
 	watched[k] = DRIFT; /* Watch.Saw compares fences and starts anew */
 #endif
-	myKey[me] = k; myFence[me] = fence[k]; myBoot[me] = e; myBootUp[me] = up; mySent[me] = false;
+	myFence[me] = fence[k]; myBatch[me] = 0; myTake[me] = false;
+	myBoot[me] = e; myBootUp[me] = up; mySent[me] = false;
 #ifndef MUTANT_TICKET_AFTER_CLAIM
 	JOB(k, fence[k]).left = (up -> LEASE(me) - MARGIN + DRIFT : 0)
 #endif
@@ -129,8 +133,8 @@ inline abandon(k, f) {
 
 /* Which batch may be had with which idle key: Claim.Fits, Claim.FitsKey. By
  * symmetry the first claim is of batch 0 with key 0, on enclave 0. */
-#define FREE(b, k) (claims < CLAIMS && state[b] == ready && batchOf[k] == NONE && (keyOf[b] == NONE || keyOf[b] == k) \
-	&& (claims > 0 || (b == 0 && k == 0)))
+#define OPENS(b, k) (state[b] == ready && batchOf[k] == NONE && (keyOf[b] == NONE || keyOf[b] == k))
+#define FREE(b, k) (claims < CLAIMS && OPENS(b, k) && (claims > 0 || (b == 0 && k == 0)))
 #define HELD(k) (claims < CLAIMS && batchOf[k] != NONE)
 #ifdef MUTANT_OWN_LEASE
 #define RANOUT(k) (watched[k] >= LEASE(me))
@@ -141,18 +145,19 @@ inline abandon(k, f) {
 #define MINE (batchOf[myKey[me]] != NONE && fence[myKey[me]] == myFence[me])
 #define MYJOB JOB(myKey[me], myFence[me])
 
-/* claimer.take: of a READY batch with an idle key, or of a batch whose lease
- * ran out under our eyes (claimer.overdue, Watch.Saw), for enclave e. */
-inline claim(e) {
-	if
-	:: FREE(0, 0) -> take(0, 0, e, true)
-	:: FREE(0, 1) -> take(0, 1, e, true)
-	:: FREE(1, 0) -> take(1, 0, e, true)
-	:: FREE(1, 1) -> take(1, 1, e, true)
-	:: HELD(0) && RANOUT(0) -> take(batchOf[0], 0, e, true)
-	:: HELD(1) && RANOUT(1) -> take(batchOf[1], 1, e, true)
-	fi
+/* claimer.consider: what is read here may be old when the claim is made. */
+inline see(b, k, held) {
+	myKey[me] = k; myFence[me] = fence[k]; myBatch[me] = b; myTake[me] = held;
+	second = second || me == 1
 }
+
+/* The conditions of store.Claim: whatever happened since, the items are still as seen. */
+#ifdef MUTANT_STALE_CLAIM
+#define ASSEEN true
+#else
+#define ASSEEN (fence[myKey[me]] == myFence[me])
+#endif
+#define FITS (claims < CLAIMS && ASSEEN && (myTake[me] -> batchOf[myKey[me]] == myBatch[me] : OPENS(myBatch[me], myKey[me])))
 
 /* claimer.overdue asks for fence+1, and Engine.Fence -> gates.revoke answers. */
 #ifdef MUTANT_FENCE_ANY_BOOT
@@ -163,31 +168,35 @@ inline claim(e) {
 #define CANFENCE(k) (HELD(k) && bootUp[k])
 #endif
 inline fenceOff(k) {
-	GATE(FENCER(k), k) = MAX(GATE(FENCER(k), k), fence[k]); sweepKey(k);
-	myKey[me] = k; myFence[me] = fence[k]; myBoot[me] = FENCER(k); myBootUp[me] = true
+	GATE(FENCER(k), k) = MAX(GATE(FENCER(k), k), fence[k]); sweepKey(k)
 }
-
-#define MAYCLAIM (FREE(0, 0) || FREE(0, 1) || FREE(1, 0) || FREE(1, 1) || (HELD(0) && RANOUT(0)) || (HELD(1) && RANOUT(1)))
 
 /* One slot of one parent: worker.carry and what it calls. It may stop between
  * any two steps, for any time. */
 proctype parent(byte me) {
 find:
 end:	if
-	:: atomic { MAYCLAIM && TURN -> claim(0); second = second || me == 1 }
-	:: atomic { MAYCLAIM && TURN && claims > 0 -> claim(1); second = second || me == 1 }
-	:: atomic { CANFENCE(0) && TURN -> fenceOff(0); second = second || me == 1; goto fenced }
-	:: atomic { CANFENCE(1) && TURN -> fenceOff(1); second = second || me == 1; goto fenced }
+	/* a READY batch with an idle key: claimer.withKey */
+	:: atomic { TURN && FREE(0, 0) -> see(0, 0, false) }
+	:: atomic { TURN && FREE(0, 1) -> see(0, 1, false) }
+	:: atomic { TURN && FREE(1, 0) -> see(1, 0, false) }
+	:: atomic { TURN && FREE(1, 1) -> see(1, 1, false) }
+	/* a batch whose lease ran out under our eyes: claimer.overdue, Watch.Saw */
+	:: atomic { TURN && HELD(0) && RANOUT(0) -> see(batchOf[0], 0, true) }
+	:: atomic { TURN && HELD(1) && RANOUT(1) -> see(batchOf[1], 1, true) }
+	/* or whose enclave fences it off; where that answer is lost the parent sees nothing,
+	 * and where it dies neither: the fence stays, and the next line is as if it had not been */
+	:: atomic { TURN && CANFENCE(0) -> fenceOff(0); see(batchOf[0], 0, true) }
+	:: atomic { TURN && CANFENCE(1) -> fenceOff(1); see(batchOf[1], 1, true) }
 	fi;
-	goto held;
-fenced:
-	/* The claim follows, for the same enclave, if the fence is still as seen. */
-	atomic {
-		if
-		:: HELD(myKey[me]) && MINE -> take(batchOf[myKey[me]], myKey[me], myBoot[me], myBootUp[me])
-		:: else -> forget(); goto find
-		fi
-	};
+	/* claimer.take, for either enclave: what was found waits for a slot with a fresh
+	 * ticket (claimer.found), so the reads may be old, and the ticket is not */
+	if
+	:: atomic { FITS -> take(myBatch[me], myKey[me], 0, true) }
+	:: atomic { FITS && claims > 0 -> take(myBatch[me], myKey[me], 1, true) }
+	/* claimer.lostRace, or the process dies */
+	:: atomic { true -> forget(); goto find }
+	fi;
 held:
 	if
 	/* worker.request */

@@ -8,12 +8,15 @@
  * Clocks may be as wrong as they like: a held batch can be taken over at any
  * time. A write can be applied although its answer is lost, can be lost itself,
  * and can arrive late, once its sender has given up on it, or a second time.
- * What a parent has read can be as old as it likes when it writes.
+ * What a parent has read can be as old as it likes when it writes; with APART it
+ * also reads the two items of a claim one after the other.
  *
  * Conditions are those of docs/design.md, fewer than the code's, which also
  * compares state and claim id in a commit. MUTANT_x leaves one out.
  */
-#define NP 3
+#ifndef PARENTS
+#define PARENTS 3
+#endif
 #define NK 2
 #define NB 2
 #define NONE 9
@@ -61,6 +64,12 @@ byte lateB, lateK, lateF, lateG, lateTo, lateBy; bool lateTake;
 #define ABSENT(b) (results[b] == 0)
 #endif
 
+#ifdef MUTANT_UNCOUNTED
+#define COUNT(b) skip
+#else
+#define COUNT(b) attempts[b]++
+#endif
+
 /* A held key can always be had back: only with its batch, which names it. */
 #define SOUND(k) (batchOf[k] == NONE || (state[batchOf[k]] == claimed && keyOf[batchOf[k]] == k))
 
@@ -70,7 +79,7 @@ byte lateB, lateK, lateF, lateG, lateTo, lateBy; bool lateTake;
 inline claim(b, k, f, g, t, by) {
 	if
 	:: FITS(b, k, f, g, t) ->
-		state[b] = claimed; fence[b] = f + 1; keyOf[b] = k; owner[b] = by; attempts[b]++;
+		state[b] = claimed; fence[b] = f + 1; keyOf[b] = k; owner[b] = by; COUNT(b);
 		keyFence[k] = g + 1; batchOf[k] = b;
 		assert(SOUND(0) && SOUND(1))
 	:: else
@@ -134,9 +143,19 @@ inline write(what) {
 inline forget() { B = 0; K = 0; F = 0; G = 0; T = false; To = 0 }
 inline see(b, k, t) { B = b; K = k; F = fence[b]; G = keyFence[k]; T = t; begun = (me == begun -> begun + 1 : begun) }
 
+/* With APART the two items are read one after the other: a window is older than
+ * the batch that it is asked for, a held batch is read before its lease. */
+#ifdef APART
+#define LATER (T -> batchOf[K] == B : state[B] == ready && (keyOf[B] == NONE || keyOf[B] == K))
+#endif
+
 #define TURN (me <= begun)
 #define CANHAVE(b, k) (TURN && (begun > 0 || b + k == 0) && state[b] == ready && batchOf[k] == NONE && (keyOf[b] == NONE || keyOf[b] == k))
+#ifdef MUTANT_NO_TAKE_OVER
+#define OVER(k) false
+#else
 #define OVER(k) (TURN && batchOf[k] != NONE && state[batchOf[k]] == claimed)
+#endif
 #define HOLDS (state[B] == claimed && fence[B] == F && keyOf[B] == K && owner[B] == me + 1)
 
 proctype parent(byte me) {
@@ -152,6 +171,16 @@ end:	if
 	:: atomic { OVER(0) -> see(batchOf[0], 0, true) }
 	:: atomic { OVER(1) -> see(batchOf[1], 1, true) }
 	fi;
+#ifdef APART
+	if
+	:: atomic { LATER ->
+		if
+		:: T -> G = keyFence[K]
+		:: else -> F = fence[B]
+		fi }
+	:: atomic { !LATER -> forget(); goto find }
+	fi;
+#endif
 	/* claimer.take */
 	if
 	:: atomic { T && attempts[B] >= ATTEMPTS -> To = 2; write(releases); forget(); goto find }
@@ -167,7 +196,7 @@ end:	if
 	:: atomic { true -> To = 3 }                                      /* worker.commit */
 	:: atomic { true -> To = (attempts[B] >= ATTEMPTS -> 2 : 1) }      /* worker.giveBack, counted */
 	:: atomic { free < FREE -> free++; To = 0 }                       /* worker.giveBack, not counted */
-	:: atomic { dead < NP - 1 -> dead++; forget(); goto gone }
+	:: atomic { dead < PARENTS - 1 -> dead++; forget(); goto gone }
 	:: atomic { !HOLDS -> forget(); goto find }                       /* worker.drop */
 	fi;
 settle:
@@ -208,4 +237,11 @@ active proctype atlast() {
 	assert(batchOf[0] == NONE && batchOf[1] == NONE)
 }
 
-init { atomic { run parent(0); run parent(1); run parent(2) } }
+init {
+	atomic {
+		run parent(0); run parent(1);
+#if PARENTS == 3
+		run parent(2)
+#endif
+	}
+}

@@ -24,6 +24,7 @@ func TestAProgramIsTheSameBytesFromTwoFolders(t *testing.T) {
 	for _, program := range []string{"keyhold-enclave", "keyhold-parent"} {
 		t.Run(program, func(t *testing.T) {
 			var sums []string
+			var programs [][]byte
 			for _, folder := range folders {
 				var env []string
 				if os.Getenv(coldEnv) == "1" {
@@ -39,12 +40,15 @@ func TestAProgramIsTheSameBytesFromTwoFolders(t *testing.T) {
 					}
 				}
 				sum := sha256.Sum256(raw)
-				sums = append(sums, hex.EncodeToString(sum[:]))
+				sums, programs = append(sums, hex.EncodeToString(sum[:])), append(programs, raw)
 			}
 			if sums[0] != sums[1] {
 				t.Errorf("the bytes differ: %s", sums)
 			}
 			t.Logf("SHA-256 %s", sums[0])
+			if program == "keyhold-enclave" {
+				giveOnePCR0(t, programs)
+			}
 		})
 	}
 }

@@ -45,6 +45,10 @@ type Config struct {
 	// keys. Nil checks that the NSM feeds it, as enclaves have it; a machine
 	// without NSM brings its own check.
 	Entropy func() error
+	// Ready is called once before the first connection is served, when the
+	// generator is trusted and this boot has its identity. Its error ends Run.
+	// Nil has nothing to say.
+	Ready func(context.Context) error
 	// Mono is the time since some moment before the start; it goes on while the
 	// machine is suspended. Nil is CLOCK_BOOTTIME.
 	Mono func() time.Duration
@@ -77,6 +81,9 @@ func (c Config) withDefaults() Config {
 	if c.Entropy == nil {
 		session := c.NSM
 		c.Entropy = func() error { return checkEntropy(session, rngCurrent, creditKernel) }
+	}
+	if c.Ready == nil {
+		c.Ready = func(context.Context) error { return nil }
 	}
 	if c.Mono == nil {
 		c.Mono = bootTime
@@ -112,6 +119,9 @@ func Run(ctx context.Context, c Config) error {
 	g.Go(func() error {
 		select {
 		case <-b.Started():
+			if err := c.Ready(ctx); err != nil {
+				return errors.Join(err, c.Listener.Close())
+			}
 			return s.Serve(ctx, c.Listener)
 		case <-ctx.Done():
 			return c.Listener.Close()

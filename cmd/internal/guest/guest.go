@@ -102,16 +102,25 @@ func (p *program) run(ctx context.Context, log *slog.Logger, kmsRoots []byte) (e
 		return failed(codeVsock, err)
 	}
 	log.InfoContext(ctx, "listening", slog.Int("vsock_port", wire.EnclavePort))
-	if p.init {
-		if err := p.heartbeat(ctx); err != nil {
-			return failed(codeHeartbeat, errors.Join(err, l.Close()))
-		}
-		log.InfoContext(ctx, "heartbeat answered")
-	}
 	return p.serve(ctx, enclave.Config{
-		Listener: l, CheckPeer: fromParent, NSM: session, KMSRoots: roots,
+		Listener: l, CheckPeer: fromParent, NSM: session, KMSRoots: roots, Ready: p.ready(log),
 		DialKMS: p.port(wire.KMSPort), DialCredentials: p.port(wire.CredsPort), Logger: log,
 	})
+}
+
+// ready tells the parent instance that this enclave is up, which nitro-cli run-enclave waits for. AWS's init has
+// done that before it starts a program.
+func (p *program) ready(log *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if p.init {
+			if err := p.heartbeat(ctx); err != nil {
+				return failed(codeHeartbeat, err)
+			}
+			log.InfoContext(ctx, "heartbeat answered")
+		}
+		log.InfoContext(ctx, "serving")
+		return nil
+	}
 }
 
 func (p *program) port(port uint32) func(context.Context) (net.Conn, error) {

@@ -78,9 +78,11 @@ func bareMachine(root string) (*machine, error) {
 		},
 		Dial:    m.dial(func(beat byte) []byte { return []byte{beat} }),
 		OpenNSM: func() (nsm.Session, error) { return session, m.call("open nsm") },
-		Serve: func(_ context.Context, c enclave.Config) error {
-			_ = m.call("serve")
-			return errors.Join(c.Validate(), c.Listener.Close())
+		Serve: func(ctx context.Context, c enclave.Config) error {
+			if err := errors.Join(c.Validate(), c.Ready(ctx)); err != nil {
+				return errors.Join(err, c.Listener.Close())
+			}
+			return errors.Join(m.call("serve"), c.Listener.Close())
 		},
 	}
 	files := map[string]string{

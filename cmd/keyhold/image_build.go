@@ -47,7 +47,7 @@ then ask for PCR8. Make such a key on another machine than the one that runs it.
   keyhold image build
 
   # With AWS's kernel
-  keyhold image build --blobs /usr/share/nitro_enclaves/blobs/x86_64 -o dist/aws
+  keyhold image build --blobs /usr/share/nitro_enclaves/blobs -o dist/aws
 
   # Signed, so that PCR8 names who built it
   keyhold image build --signing-key key.pem --signing-certificate cert.pem`,

@@ -24,7 +24,7 @@ const fetchedKernel = "dist/kernel/amd64"
 func giveOnePCR0(t *testing.T, programs [][]byte) {
 	t.Helper()
 	kernel, modules, err := image.ReadKernel(filepath.Join(moduleRoot(t), fetchedKernel), eif.AMD64)
-	real := err == nil
+	fetched := err == nil
 	if errors.Is(err, fs.ErrNotExist) {
 		t.Log("no kernel was fetched (scripts/kernel): the images have an empty one")
 		kernel = image.Kernel{Image: imagetest.Kernel(eif.AMD64, "6.12.0")}
@@ -53,7 +53,7 @@ func giveOnePCR0(t *testing.T, programs [][]byte) {
 		if measured != first {
 			t.Errorf("the measurements differ: %+v, %+v", first, measured)
 		}
-		if real && len(raw) > maxImage {
+		if fetched && len(raw) > maxImage {
 			t.Errorf("the image has %d bytes, more than %d", len(raw), maxImage)
 		}
 	}

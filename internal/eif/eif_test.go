@@ -141,8 +141,7 @@ type shape struct {
 // build lays out sections of four bytes each.
 func (s shape) build() []byte {
 	be := binary.BigEndian
-	b := make([]byte, eif.HeaderLen)
-	copy(b, ".eif")
+	b := append([]byte(".eif"), make([]byte, eif.HeaderLen-4)...)
 	be.PutUint16(b[4:], 4)
 	be.PutUint64(b[8:], 1)
 	be.PutUint64(b[16:], 1)

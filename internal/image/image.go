@@ -99,8 +99,10 @@ func Build(p Parts) (eif.Image, error) {
 func (p *Parts) bootFiles() []cpio.File {
 	folder := func(name string) cpio.File { return cpio.File{Name: name, Mode: cpio.Directory | 0o755} }
 	files := []cpio.File{
-		folder("dev"), {Name: "dev/console", Mode: cpio.CharDev | 0o600, Major: 5, Minor: 1},
-		folder("proc"), folder("sys"),
+		folder("dev"),
+		{Name: "dev/console", Mode: cpio.CharDev | 0o600, Major: 5, Minor: 1},
+		folder("proc"),
+		folder("sys"),
 	}
 	if len(p.Modules) > 0 {
 		files = append(files, folder(moduleFolder))

@@ -390,6 +390,13 @@ func TestAWSsBlobsGoThroughTheSameLayout(t *testing.T) {
 	if last := files[len(files)-3].Name; last != "modules/01-nsm.ko" {
 		t.Errorf("%q", last)
 	}
+	repository := t.TempDir()
+	if err := os.CopyFS(filepath.Join(repository, "x86_64"), os.DirFS(folder)); err != nil {
+		t.Fatal(err)
+	}
+	if _, again, _, err := image.ReadBlobs(repository, eif.AMD64); err != nil || len(again) != 1 {
+		t.Errorf("laid out as in AWS's repository: %d modules, %v", len(again), err)
+	}
 	if err := os.Remove(filepath.Join(folder, "nsm.ko")); err != nil {
 		t.Fatal(err)
 	}

@@ -78,10 +78,15 @@ func parseVersion(text string) Source {
 	return Source{Package: lines[1], Version: lines[2], PackageSHA256: lines[3]}
 }
 
-// ReadBlobs reads AWS's folder of blobs for one architecture, which the package
-// aws-nitro-enclaves-cli-devel installs: kernel, command line and nsm.ko. The
-// kernel has vsock built in. Its init is left: Keyhold's is the enclave itself.
+// ReadBlobs reads AWS's folder of blobs, which the package
+// aws-nitro-enclaves-cli-devel installs: kernel, command line and nsm.ko, in it or,
+// as in AWS's repository, in one folder below for each architecture. The kernel has
+// vsock built in. The init is left: Keyhold's is the enclave itself.
 func ReadBlobs(folder string, arch eif.Arch) (Kernel, []Module, string, error) {
+	below := filepath.Join(folder, map[eif.Arch]string{eif.AMD64: "x86_64", eif.ARM64: "aarch64"}[arch])
+	if _, err := os.Stat(filepath.Join(below, kernelName(arch))); err == nil {
+		folder = below
+	}
 	var parts [3][]byte
 	for i, name := range []string{kernelName(arch), "nsm.ko", "cmdline"} {
 		raw, err := ReadFile(filepath.Join(folder, name))

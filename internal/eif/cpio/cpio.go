@@ -171,7 +171,7 @@ func Read(archive []byte) ([]File, error) {
 	var files []File
 	rest := archive
 	for {
-		f, after, err := next(rest, len(archive)-len(rest))
+		f, after, err := next(rest, uint64(len(archive))-uint64(len(rest)))
 		if err != nil {
 			return nil, err
 		}
@@ -194,7 +194,7 @@ func Read(archive []byte) ([]File, error) {
 }
 
 // next reads one entry; offset is where it begins, for the alignment.
-func next(b []byte, offset int) (File, []byte, error) {
+func next(b []byte, offset uint64) (File, []byte, error) {
 	if len(b) < headerLen || string(b[:len(magic)]) != magic {
 		return File{}, nil, ErrMalformed
 	}
@@ -210,9 +210,9 @@ func next(b []byte, offset int) (File, []byte, error) {
 	f := File{Mode: v[1], Major: v[9], Minor: v[10]}
 	nameLen, size := uint64(v[11]), uint64(v[6])
 	nameEnd := uint64(headerLen) + nameLen
-	dataAt := nameEnd + (align-(uint64(offset)+nameEnd)%align)%align
+	dataAt := nameEnd + (align-(offset+nameEnd)%align)%align
 	dataEnd := dataAt + size
-	end := dataEnd + (align-(uint64(offset)+dataEnd)%align)%align
+	end := dataEnd + (align-(offset+dataEnd)%align)%align
 	if nameLen < 2 || end > uint64(len(b)) {
 		return File{}, nil, ErrMalformed
 	}

@@ -41,7 +41,7 @@ func Module(arch eif.Arch, name, release string, needs ...string) []byte {
 	return file(arch, elf.ET_REL, nil, []byte(info))
 }
 
-// names of the sections: the empty one, .modinfo and .shstrtab
+// names are those of the sections: the empty one, .modinfo and .shstrtab.
 const names = "\x00.modinfo\x00.shstrtab\x00"
 
 // file writes an ELF file of two parts: its headers, and where info is not nil
@@ -50,7 +50,7 @@ func file(arch eif.Arch, kind elf.Type, progs []elf.Prog64, info []byte) []byte 
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:  uint16(kind), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)), Shentsize: 64,
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)), Shentsize: 64, //nolint:gosec // at most two
 	}
 	if arch == eif.ARM64 {
 		h.Machine = uint16(elf.EM_AARCH64)

@@ -38,6 +38,8 @@ const (
 	BadSignature   Code = "eif_signature_form"
 	BadCertificate Code = "eif_certificate"
 	WrongSignature Code = "eif_signature"
+
+	BadMeasurements Code = "eif_measurements" // of a file of measurements
 )
 
 //nolint:gochecknoglobals // never written after start
@@ -74,6 +76,8 @@ var texts = map[Code]string{
 	BadSignature:   "the signature section is not the CBOR of one certificate and one COSE_Sign1 with ES384",
 	BadCertificate: "the signing certificate is not one PEM certificate of a P-384 key and nothing else, as openssl writes it",
 	WrongSignature: "the signature does not verify: it was made by another key, or for another image",
+
+	BadMeasurements: "this is not the JSON of measurements that nitro-cli or keyhold image build prints",
 }
 
 // Error returns the code and its text.

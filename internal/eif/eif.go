@@ -131,7 +131,7 @@ func (m *Image) appendHeader(b []byte, sections []section) []byte {
 	b = be.AppendUint16(b, flags)
 	b = be.AppendUint64(b, m.DefaultMemory)
 	b = be.AppendUint64(b, m.DefaultCPUs)
-	b = be.AppendUint16(b, 0) // reserved
+	b = be.AppendUint16(b, 0)                     // reserved
 	b = be.AppendUint16(b, uint16(len(sections))) //nolint:gosec // check allows no more than 32
 	for _, table := range [][maxSections]uint64{offsets, sizes} {
 		for _, v := range table {

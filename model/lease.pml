@@ -82,7 +82,7 @@ inline forget() {
 	myBoot[me] = 0; myBootUp[me] = false; mySent[me] = false
 }
 
-/* store.Claim, as Claim.Claimed and Batch.Taken make it. The ticket was taken before. */
+/* Leases.Claim, as Claim.Claimed and Batch.Taken make it. The ticket was taken before. */
 inline take(b, k, e, up) {
 	fence[k]++; claims++;
 	state[b] = claimed; keyOf[b] = k; batchOf[k] = b;
@@ -97,7 +97,7 @@ inline take(b, k, e, up) {
 #endif
 }
 
-/* What store.Commit and store.Release make of the lease item: Lease.Idled. */
+/* What Leases.Commit and Leases.Release make of the lease item: Lease.Idled. */
 inline idle(k) {
 	batchOf[k] = NONE; bootOf[k] = 0; bootUp[k] = false; lease[k] = 0;
 #ifndef MUTANT_WATCH_ANY_FENCE
@@ -151,7 +151,7 @@ inline see(b, k, held) {
 	second = second || me == 1
 }
 
-/* The conditions of store.Claim: whatever happened since, the items are still as seen. */
+/* The conditions of Leases.Claim: whatever happened since, the items are still as seen. */
 #ifdef MUTANT_STALE_CLAIM
 #define ASSEEN true
 #else
@@ -214,7 +214,7 @@ held:
 	/* the process dies, and another starts in its place */
 	:: atomic { true -> drop(myKey[me], myFence[me]); forget(); goto find }
 	fi;
-	/* signclient.Sign */
+	/* Client.Sign */
 	if
 	:: atomic { MYJOB.at == released -> drop(myKey[me], myFence[me]); goto commit }
 	/* any refusal at any time: deadline, fence_stale, busy, ... */
@@ -239,13 +239,16 @@ held:
 		:: myKey[me] == 0 -> sweepKey(0)
 		:: else -> sweepKey(1)
 		fi;
-		goto give }
+		if
+		:: goto give
+		:: forget(); goto find /* that answer is lost too, or the process dies */
+		fi }
 #endif
 	/* worker.drop: let the lease run out */
 	:: atomic { true -> forget(); goto find }
 	fi;
 give:
-	/* store.Release, unless it is fenced out; Batch.Released */
+	/* Leases.Release, unless it is fenced out; Batch.Released */
 	atomic {
 		if
 		:: MINE ->
@@ -257,7 +260,7 @@ give:
 		forget(); goto find
 	};
 commit:
-	/* store.Commit */
+	/* Leases.Commit */
 	atomic {
 		if
 		:: MINE ->

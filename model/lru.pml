@@ -131,7 +131,7 @@ inline fill() { /* Window.fill, Window.merge */
 
 inline note(k) { last = k; lastHeld = held[k]; lastUsed = used[k]; lastFence = fence[k] }
 
-/* claimer.take -> store.Claim, with Window.Stamp; claimer.lostRace where it was taken */
+/* claimer.take -> Leases.Claim, with Window.Stamp; claimer.lostRace where it was taken */
 inline take(k) {
 	if
 	:: !held[k] && fence[k] == seen[AT(me, k)] ->
@@ -161,7 +161,7 @@ inline take(k) {
 	:: else -> learn(k)
 	fi
 }
-inline giveBack(k) { /* store.Commit, store.Release; Window.Return */
+inline giveBack(k) { /* Leases.Commit, Leases.Release; Window.Return */
 	note(k);
 	held[k] = false;
 	learn(k);
@@ -208,7 +208,7 @@ end:	do
 		unseen = false; past = false;
 		next = first; first = NONE }
 #ifdef NAMED
-	/* a batch with a key of its own: store.Leases.Lease, consistently */
+	/* a batch with a key of its own: Leases.Lease, consistently */
 	:: atomic { mine == NONE && next == NONE && claims < CLAIMS ->
 		select(next : 0 .. KEYS - 1);
 		if

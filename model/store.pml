@@ -73,7 +73,7 @@ byte lateB, lateK, lateF, lateG, lateTo, lateBy; bool lateTake;
 /* A held key can always be had back: only with its batch, which names it. */
 #define SOUND(k) (batchOf[k] == NONE || (state[batchOf[k]] == claimed && keyOf[batchOf[k]] == k))
 
-/* store.Claim: Claim.Fits, Claim.FitsKey, Claim.Claimed, Batch.Taken */
+/* Leases.Claim: Claim.Fits, Claim.FitsKey, Claim.Claimed, Batch.Taken */
 #define FITS(b, k, f, g, t) (SAMEFENCE(b, f) && (state[b] == ready || state[b] == claimed) && (keyOf[b] == NONE || keyOf[b] == k) \
 	&& SAMEKEY(k, g) && (t -> batchOf[k] == b : batchOf[k] == NONE))
 inline claim(b, k, f, g, t, by) {
@@ -86,7 +86,7 @@ inline claim(b, k, f, g, t, by) {
 	fi
 }
 
-/* store.Commit: Batch.Holds, Batch.HoldsKey, Commit.Committed */
+/* Leases.Commit: Batch.Holds, Batch.HoldsKey, Commit.Committed */
 inline commit(b, k, f, g) {
 	if
 	:: ABSENT(b) && SAMEFENCE(b, f) && SAMEKEY(k, g) ->
@@ -100,7 +100,7 @@ inline commit(b, k, f, g) {
 	fi
 }
 
-/* store.Release: the same conditions, Batch.Released */
+/* Leases.Release: the same conditions, Batch.Released */
 inline release(b, k, f, g, to) {
 	if
 	:: state[b] == claimed && SAMEFENCE(b, f) && SAMEKEY(k, g) ->

@@ -90,7 +90,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := cmd.ExecuteContext(ctx)
 	code := refusal.Exit(err)
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, refusal.HostUnfit): // the doctor has said it all
 	case code == 2:
 		// Where stderr is gone the exit code still tells.
 		_, _ = fmt.Fprintf(stderr, "keyhold-parent: %v\nRun keyhold-parent --help for usage and examples.\n", err)
@@ -129,7 +129,7 @@ func command(log *slog.Logger) *cobra.Command {
 	f.IntVar(&o.workers, "workers", parent.DefaultWorkers, "connections to each enclave, two batches in flight on each")
 	f.DurationVar(&o.lease, "lease", 0, "how long a claim holds (default: lease.max_ms of the config file)")
 	f.StringVar(&o.listen, "listen", defaultListen, "loopback `address` of /metrics, /healthz and /readyz; empty for none")
-	cmd.AddCommand(enclaveCommand(log))
+	cmd.AddCommand(enclaveCommand(log), doctorCommand())
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	return cmd
 }

@@ -69,6 +69,21 @@ func run(ctx context.Context, o *options, log *slog.Logger) error {
 // openStore connects to DynamoDB. Tables that are not there end the program; a
 // DynamoDB that does not answer now may do so later.
 func openStore(ctx context.Context, o *options, parsed *config.Config, log *slog.Logger) (store.Store, error) {
+	s, err := o.connect(ctx, parsed)
+	if err != nil {
+		return nil, err
+	}
+	switch err := s.CheckTables(ctx); {
+	case errors.Is(err, store.ErrNoTables):
+		return nil, fmt.Errorf("%w: %w", refusal.TablesMissing, err)
+	case err != nil && ctx.Err() == nil:
+		log.WarnContext(ctx, "tables not checked", slog.Any("error", err))
+	}
+	return s, nil
+}
+
+// connect makes the client of DynamoDB. It sends nothing.
+func (o *options) connect(ctx context.Context, parsed *config.Config) (*dynamo.Store, error) {
 	var load []func(*awsconfig.LoadOptions) error
 	if o.region != "" {
 		load = append(load, awsconfig.WithRegion(o.region))
@@ -79,7 +94,7 @@ func openStore(ctx context.Context, o *options, parsed *config.Config, log *slog
 	}
 	// Where the environment names further roots, only the SDK's own client trusts them.
 	if os.Getenv("AWS_CA_BUNDLE") == "" {
-		cfg.HTTPClient = awshttp.New(awshttp.Options{MaxIdleConnsPerHost: 4 * o.workers * len(o.cids)})
+		cfg.HTTPClient = awshttp.New(awshttp.Options{MaxIdleConnsPerHost: max(1, 4*o.workers*len(o.cids))})
 	}
 	if cfg.Region == "" {
 		cfg.Region = regionOf(parsed.KMSKeyARN)
@@ -89,18 +104,16 @@ func openStore(ctx context.Context, o *options, parsed *config.Config, log *slog
 			d.BaseEndpoint = aws.String(endpoint)
 		}
 	})
-	s := dynamo.New(client, dynamo.Options{Prefix: o.tablePrefix})
-	switch err := s.CheckTables(ctx); {
-	case errors.Is(err, store.ErrNoTables):
-		return nil, fmt.Errorf("%w: %w", refusal.TablesMissing, err)
-	case err != nil && ctx.Err() == nil:
-		log.WarnContext(ctx, "tables not checked", slog.Any("error", err))
-	}
-	return s, nil
+	return dynamo.New(client, dynamo.Options{Prefix: o.tablePrefix}), nil
 }
 
-// regionOf a valid key ARN.
-func regionOf(arn string) string { return strings.Split(arn, ":")[3] }
+// regionOf a valid key ARN; "" where there is none.
+func regionOf(arn string) string {
+	if parts := strings.Split(arn, ":"); len(parts) > 3 {
+		return parts[3]
+	}
+	return ""
+}
 
 // listenAll opens the listeners of cfg. What it returns closes them all, which
 // parent.Run has done before where it got so far.

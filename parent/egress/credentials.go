@@ -64,6 +64,22 @@ func InstanceRole(endpoint string, client imds.HTTPClient) Source {
 	}))
 }
 
+// Expires fetches credentials, drops them, and returns when they expire: the zero
+// time where they do not.
+func (s Source) Expires(ctx context.Context) (time.Time, error) {
+	if s.retrieve == nil {
+		return time.Time{}, ErrNoCredentials
+	}
+	cred, err := s.retrieve(ctx)
+	if err != nil || !cred.HasKeys() {
+		return time.Time{}, errors.Join(ErrNoCredentials, ctx.Err())
+	}
+	if !cred.CanExpire {
+		return time.Time{}, nil
+	}
+	return cred.Expires, nil
+}
+
 // Credentials serves the credentials of a Source to enclaves.
 type Credentials struct {
 	Source Source

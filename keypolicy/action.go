@@ -44,7 +44,7 @@ const (
 	listGrants      = "kms:ListGrants"
 )
 
-// actions is the whole of KMS: the 57 operations of the API as the SDK of
+// actions is the whole of KMS: the 56 operations of the API as the SDK of
 // 2026-11-04 has them (service/kms v1.62.3, with ML-KEM), where ReEncrypt is
 // authorized as two actions, and the one permission-only action of the service
 // authorization reference (docs.aws.amazon.com/service-authorization, list_kms,

@@ -83,7 +83,7 @@ func TestPublishedSamplesAreLoose(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			mine := pair(t, "a1", "c1")
-			r, err := keypolicy.Prove([]byte(policyOf(tc.statements...)), keypolicy.Expectation{Account: account, Mine: &mine})
+			r, err := keypolicy.Prove([]byte(policyOf(tc.statements...)), keypolicy.Expectation{Account: account, Mine: &mine, Parent: parent})
 			if !errors.Is(err, keypolicy.ErrLoose) {
 				t.Fatalf("proved: %v", err)
 			}

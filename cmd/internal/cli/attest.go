@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 )
 
@@ -23,7 +22,7 @@ import (
 const configPCR = 16
 
 // maxFile bounds a file of measurements or certificates, in bytes.
-const maxFile = 1 << 20
+const maxFile = eif.MaxMeasurements + 1
 
 // AttestOptions say what an enclave must prove to be.
 type AttestOptions struct {
@@ -171,40 +170,24 @@ func parsePCR(text string) ([]byte, error) {
 	return v, nil
 }
 
-// hashAlgorithm is the start of how nitro-cli spells SHA-384.
-const hashAlgorithm = "Sha384"
-
-// readMeasurements takes the registers 0 to 2, and 8 where the image is signed,
-// from what nitro-cli build-enclave, describe-eif or keyhold image prints. What
-// stands beside the measurements is skipped, what is unknown among them refused.
+// readMeasurements takes the registers 0 to 2, and 8 where the image is signed.
 func readMeasurements(path string) (attestation.Image, error) {
 	b, err := readFile(path)
 	if err != nil {
 		return attestation.Image{}, fmt.Errorf("read the measurements: %w", err)
 	}
-	var printed struct{ Measurements json.RawMessage }
-	if err := json.Unmarshal(b, &printed); err != nil || printed.Measurements == nil {
-		return attestation.Image{}, Usagef("%s is not the JSON that nitro-cli build-enclave prints", path)
-	}
-	var m struct{ HashAlgorithm, PCR0, PCR1, PCR2, PCR8 string }
-	dec := json.NewDecoder(bytes.NewReader(printed.Measurements))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&m); err != nil || !strings.HasPrefix(m.HashAlgorithm, hashAlgorithm) {
-		return attestation.Image{}, Usagef("%s: its Measurements are not HashAlgorithm Sha384, PCR0 to PCR2 and perhaps PCR8", path)
+	m, err := eif.ParseMeasurements(b)
+	if err != nil {
+		return attestation.Image{}, Usagef("%s: %w", path, err)
 	}
 	img := attestation.Image{PCRs: map[int][]byte{}}
-	for _, r := range []struct {
-		number int
-		text   string
-	}{{0, m.PCR0}, {1, m.PCR1}, {2, m.PCR2}, {8, m.PCR8}} {
-		if r.text == "" && r.number == 8 { // not signed
+	for register, text := range map[int]string{0: m.PCR0, 1: m.PCR1, 2: m.PCR2, 8: m.PCR8} {
+		if text == "" { // not signed
 			continue
 		}
-		v, err := parsePCR(r.text)
-		if err != nil {
-			return attestation.Image{}, Usagef("%s: PCR%d: %w", path, r.number, err)
+		if img.PCRs[register], err = parsePCR(text); err != nil {
+			return attestation.Image{}, Usagef("%s: PCR%d: %w", path, register, err)
 		}
-		img.PCRs[r.number] = v
 	}
 	return img, nil
 }

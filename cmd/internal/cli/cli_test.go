@@ -20,6 +20,7 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/cmd/internal/cli"
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/parent/store"
 )
@@ -253,19 +254,15 @@ func TestMeasurementsTakeTheRegistersThatNitroPrints(t *testing.T) {
 }
 
 func TestMeasurementsOfAnotherFormAreRefused(t *testing.T) {
-	for _, tc := range []struct{ name, old, repl, says string }{
-		{"another hash", "Sha384 {", "Sha256 {", "not HashAlgorithm Sha384"},
-		{"no hash", `"HashAlgorithm": "Sha384 { ... }", `, "", "not HashAlgorithm Sha384"},
-		{"an unknown register", "PCR8", "PCR9", "perhaps PCR8"},
-		{"no PCR1", `"PCR1": "` + strings.Repeat("22", 48) + `", `, "", "PCR1: want 96 hex digits"},
-		{"a short register", "2222", "22", "PCR1: want 96 hex digits"},
-		{"a list", `"Measurements": {`, `"Measurements": [{`, "not the JSON"},
-		{"measurements that are none", `"Measurements"`, `"Measured"`, "not the JSON"},
-		{"a number", `"Sha384 { ... }"`, "384", "not HashAlgorithm Sha384"},
+	for _, tc := range []struct{ name, old, repl string }{
+		{"another hash", "Sha384 {", "Sha256 {"},
+		{"an unknown register", "PCR8", "PCR9"},
+		{"no PCR1", `"PCR1": "` + strings.Repeat("22", 48) + `", `, ""},
+		{"a debug enclave's", strings.Repeat("11", 48), strings.Repeat("00", 48)},
 	} {
 		o := cli.AttestOptions{Measurements: measurements(t, tc.old, tc.repl)}
-		if _, err := o.Images(); !errors.Is(err, refusal.UsageWrong) || !strings.Contains(err.Error(), tc.says) {
-			t.Errorf("%s: got %v, want %q", tc.name, err, tc.says)
+		if _, err := o.Images(); !errors.Is(err, refusal.UsageWrong) || !errors.Is(err, eif.BadMeasurements) {
+			t.Errorf("%s: got %v", tc.name, err)
 		}
 	}
 }

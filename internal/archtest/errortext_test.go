@@ -12,6 +12,8 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/internal/canonical"
+	"github.com/keyhold/keyhold/internal/eif"
+	"github.com/keyhold/keyhold/internal/eif/cpio"
 	"github.com/keyhold/keyhold/internal/payload"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
@@ -48,7 +50,26 @@ func parsers() []parser {
 	public := sealed.Public{
 		Version: 1, Keyring: marker, Algorithm: record.Ed25519, PublicKey: planted, KeyID: sealed.KeyID(record.Ed25519, planted), Policy: marker,
 	}
+	enclaveImage, err := eif.Image{
+		Arch: eif.AMD64, DefaultMemory: 1, DefaultCPUs: 1, Kernel: planted, Cmdline: marker, Metadata: planted, Ramdisks: [][]byte{planted},
+	}.Encode()
+	if err != nil {
+		panic(err)
+	}
+	var archive bytes.Buffer
+	if err := cpio.Write(&archive, []cpio.File{{Name: marker, Mode: cpio.Regular | 0o644, Data: planted}}); err != nil {
+		panic(err)
+	}
 	return []parser{
+		{"eif.Parse", enclaveImage, func(b []byte) error {
+			m, err := eif.Parse(b)
+			if err != nil {
+				return err
+			}
+			_, err = m.Describe() // its metadata are no JSON
+			return err
+		}},
+		{"cpio.Read", archive.Bytes(), func(b []byte) error { _, err := cpio.Read(b); return err }},
 		{"wire.ReadFrame", frame.Bytes(), func(b []byte) error { _, err := wire.ReadFrame(bytes.NewReader(b)); return err }},
 		{"wire.DecodeBody", message, func(b []byte) error {
 			m, err := wire.Decode(b)

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +14,7 @@ import (
 	"github.com/keyhold/keyhold/internal/image"
 )
 
-var (
-	errImageDiffers = errors.New("the images differ in what is measured")
-	errMeasurements = errors.New("not an image (EIF), and not the JSON of measurements that nitro-cli or image build prints")
-)
+var errImageDiffers = errors.New("the images differ in what is measured")
 
 func cliImageOrParts() error {
 	return cli.Usagef("give an image, or the parts of one, not both")
@@ -158,22 +153,9 @@ func readMeasurements(name string) (eif.Measurements, error) {
 }
 
 func parseMeasurements(name string, raw []byte) (eif.Measurements, error) {
-	var printed printedMeasurements
-	if err := json.Unmarshal(raw, &printed); err != nil {
-		return eif.Measurements{}, fmt.Errorf("%s: %w", name, errMeasurements)
-	}
-	m := printed.Measurements
-	for _, v := range []struct {
-		pcr      string
-		optional bool
-	}{{m.PCR0, false}, {m.PCR1, false}, {m.PCR2, false}, {m.PCR8, true}} {
-		b, err := hex.DecodeString(v.pcr)
-		if v.optional && v.pcr == "" {
-			continue
-		}
-		if err != nil || len(b) != eif.PCRLen || strings.ToLower(v.pcr) != v.pcr {
-			return eif.Measurements{}, fmt.Errorf("%s: %w", name, errMeasurements)
-		}
+	m, err := eif.ParseMeasurements(raw)
+	if err != nil {
+		return m, fmt.Errorf("%s: %w", name, err)
 	}
 	return m, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +34,13 @@ func needVM(t *testing.T) {
 	if os.Getenv(requireEnv) == "" {
 		t.Skip("this test boots virtual machines: make vm-test runs it")
 	}
+}
+
+// underTest is the image that takes the emulated KMS for the real one. Nothing
+// else tells it from the shipped one.
+func (s *site) underTest() built {
+	s.t.Helper()
+	return build(s.t, testProgram, cpio.File{Name: "kms-root.pem", Mode: cpio.Regular | 0o644, Data: s.kms.CACertificate()})
 }
 
 // built is an image with what it measures.
@@ -150,13 +156,4 @@ func (b built) size(t *testing.T) float64 {
 		t.Fatal(err)
 	}
 	return float64(len(file)) / 1e6
-}
-
-func absolute(t *testing.T, name string) string {
-	t.Helper()
-	abs, err := filepath.Abs(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return abs
 }

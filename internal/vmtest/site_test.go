@@ -28,7 +28,7 @@ const (
 	region       = "us-east-1"
 	parentRole   = "arn:aws:iam::" + account + ":role/keyhold-vm-parent"
 	accessKeyID  = "VMKEYHOLDPARENT"
-	accessSecret = "the emulator knows it"
+	accessSecret = "a-machine-for-tests-has-no-secrets"
 
 	guestCID      = 16
 	heartbeatPort = 9000
@@ -161,9 +161,9 @@ func (s *site) admit(pcr0 []byte, raw []byte) {
 }
 
 // wanted is what the boot documents of an image with a config must say.
-func wanted(b built, raw []byte) attestation.Image {
+func wanted(pcrs map[int][]byte, raw []byte) attestation.Image {
 	pcr16 := config.PCR16(raw)
-	return attestation.Image{PCRs: map[int][]byte{0: b.pcrs[0], 1: b.pcrs[1], 2: b.pcrs[2], 16: pcr16[:]}}
+	return attestation.Image{PCRs: map[int][]byte{0: pcrs[0], 1: pcrs[1], 2: pcrs[2], 16: pcr16[:]}}
 }
 
 // machine says how a boot differs from a good one.
@@ -249,22 +249,36 @@ func (s *site) dial(ctx context.Context) (net.Conn, error) {
 	return s.vsock.Dial(ctx, wire.EnclavePort)
 }
 
-// connect waits until the enclave listens.
-func (s *site) connect() *signclient.Client {
+// eventually repeats f until it gives no error, or one that will not pass.
+func (s *site) eventually(what string, passes func(error) bool, f func(context.Context) error) {
 	s.t.Helper()
 	ctx := s.patience()
 	for {
-		c, err := signclient.Connect(ctx, s.dial, signclient.Options{Logger: s.log})
+		err := f(ctx)
 		if err == nil {
-			s.t.Cleanup(c.Close)
-			return c
+			return
 		}
 		select {
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			s.t.Fatalf("the enclave does not listen: %v", err)
+		}
+		if ctx.Err() != nil || !passes(err) {
+			s.t.Fatalf("%s: %v", what, err)
 		}
 	}
+}
+
+func always(error) bool { return true }
+
+// connect waits until the enclave listens.
+func (s *site) connect() (c *signclient.Client) {
+	s.t.Helper()
+	s.eventually("the enclave does not listen", always, func(ctx context.Context) (err error) {
+		c, err = signclient.Connect(ctx, s.dial, signclient.Options{Logger: s.log})
+		return err
+	})
+	s.t.Cleanup(c.Close)
+	return c
 }
 
 func (s *site) dialKMS(ctx context.Context, _ string) (net.Conn, error) {
@@ -282,30 +296,27 @@ func (s *site) serveEgress() {
 	s.run("credentials", func(ctx context.Context) error { return c.Serve(ctx, cl) })
 }
 
-// startParent runs production's parent until the returned function is called.
-func (s *site) startParent(b built, raw []byte) (stop func()) {
+// ways are how a parent and its enclave reach each other.
+type ways struct {
+	dial       func(context.Context) (net.Conn, error)
+	kms, creds net.Listener
+}
+
+// byVsock are the ways to and from the machine.
+func (s *site) byVsock() ways {
 	s.t.Helper()
-	c := parent.Config{
-		Store: s.store, EnclaveConfig: raw, Root: attestation.TestRoot(s.ca.Root()), Images: []attestation.Image{wanted(b, raw)},
-		Enclaves:            []parent.Enclave{{Name: "vm", Dial: s.dial}},
-		KMSListeners:        []net.Listener{s.listen(wire.KMSPort)},
-		CredentialListeners: []net.Listener{s.listen(wire.CredsPort)},
-		DialKMS:             s.dialKMS, Credentials: egress.Static(accessKeyID, accessSecret, ""), Logger: s.log,
-	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
-	done := make(chan error, 1)
-	go func() { done <- parent.Run(ctx, c) }()
-	ended := false
-	stop = func() {
-		cancel()
-		if ended {
-			return
-		}
-		ended = true
-		if err := <-done; err != nil {
-			s.t.Errorf("parent: %v", err)
-		}
-	}
-	s.t.Cleanup(stop)
-	return stop
+	return ways{s.dial, s.listen(wire.KMSPort), s.listen(wire.CredsPort)}
+}
+
+// startParent runs production's parent until the test ends.
+func (s *site) startParent(w ways, image attestation.Image, raw []byte) {
+	s.t.Helper()
+	s.run("parent", func(ctx context.Context) error {
+		return parent.Run(ctx, parent.Config{
+			Store: s.store, EnclaveConfig: raw, Root: attestation.TestRoot(s.ca.Root()), Images: []attestation.Image{image},
+			Enclaves:     []parent.Enclave{{Name: "enclave", Dial: w.dial}},
+			KMSListeners: []net.Listener{w.kms}, CredentialListeners: []net.Listener{w.creds}, DialKMS: s.dialKMS,
+			Credentials: egress.Static(accessKeyID, accessSecret, ""), Logger: s.log,
+		})
+	})
 }

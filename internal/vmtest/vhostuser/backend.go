@@ -23,8 +23,7 @@ const (
 	offered          = FeatureVersion1 | featureProtocol
 	protocolMQ       = 1 << 0
 	protocolReplyAck = 1 << 3
-	protocolConfig   = 1 << 9
-	offeredProtocol  = protocolMQ | protocolReplyAck | protocolConfig
+	protocolConfig   = 1 << 9 // offered by devices with a config space
 )
 
 // maxConfig bounds a device's config space, in bytes (QEMU's own limit).
@@ -46,8 +45,9 @@ type Device interface {
 
 // Backend serves one Device to one front end at a time.
 type Backend struct {
-	device Device
-	config []byte
+	device   Device
+	config   []byte
+	protocol uint64 // features of vhost-user that are offered
 
 	mu       sync.Mutex // guards all below, and the state of the device
 	conn     *net.UnixConn
@@ -58,9 +58,13 @@ type Backend struct {
 	kicks    sync.WaitGroup // goroutines that wait for kicks
 }
 
-// New returns a backend of a device with that many queues and that config space.
+// New returns a backend of a device with that many queues and that config space,
+// or none.
 func New(d Device, queues int, config []byte) *Backend {
-	b := &Backend{device: d, config: config, memory: &guestmem.Memory{}}
+	b := &Backend{device: d, config: config, protocol: protocolMQ | protocolReplyAck, memory: &guestmem.Memory{}}
+	if len(config) > 0 {
+		b.protocol |= protocolConfig
+	}
 	for i := range queues {
 		b.queues = append(b.queues, &Queue{backend: b, index: i})
 	}
@@ -180,15 +184,15 @@ func (b *Backend) handle(m *message) ([]byte, error) {
 	case reqGetFeatures:
 		return number(offered), nil
 	case reqGetProtocolFeatures:
-		return number(offeredProtocol), nil
+		return number(b.protocol), nil
 	case reqGetQueueNum:
 		return number(uint64(len(b.queues))), nil
 	case reqSetFeatures:
 		return nil, b.setFeatures(m)
 	case reqSetProtocolFeatures:
 		acked, err := m.u64()
-		if err == nil && acked&^offeredProtocol != 0 {
-			err = fmt.Errorf("protocol features %#x: %w", acked&^offeredProtocol, ErrFeatures)
+		if err == nil && acked&^b.protocol != 0 {
+			err = fmt.Errorf("protocol features %#x: %w", acked&^b.protocol, ErrFeatures)
 		}
 		return nil, err
 	case reqSetOwner, reqSetVringErr: // nothing is kept of them

@@ -1,0 +1,122 @@
+package vmtest_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/internal/vmtest/kmod"
+	"github.com/keyhold/keyhold/internal/vmtest/qemu"
+	"github.com/keyhold/keyhold/internal/wire"
+)
+
+// askForKeyring boots an image and asks for a keyring under a config, with
+// production's way to KMS. It returns what the enclave answers.
+func (s *site) askForKeyring(b built, m machine, raw []byte) (*qemu.VM, error) {
+	s.t.Helper()
+	s.serveEgress()
+	vm := s.boot(b, m)
+	s.awaitHeartbeat(vm)
+	c := s.connect()
+	reply, err := c.Configure(s.patience(), &wire.Configure{Config: raw})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	want := config.PCR16(raw)
+	if string(reply.PCR16) != string(want[:]) {
+		s.t.Errorf("PCR16 is %x, want %x", reply.PCR16, want)
+	}
+	_, err = c.CreateKeyring(s.patience())
+	return vm, err
+}
+
+// The shipped image does all that the image under test does, up to the moment when
+// it looks at the certificate of the emulated KMS.
+func TestTheShippedImageRefusesAnotherKMS(t *testing.T) {
+	needVM(t)
+	t.Parallel()
+	s := newSite(t)
+	b, raw := build(t, shippedProgram), s.config("shipped")
+	if string(b.pcrs[1]) != string(s.underTest().pcrs[1]) || string(b.pcrs[2]) == string(s.underTest().pcrs[2]) {
+		t.Error("the images differ in more, or less, than their second ramdisk")
+	}
+	s.admit(b.pcrs[0], raw)
+	vm, err := s.askForKeyring(b, machine{}, raw)
+	if !errors.Is(err, refusal.KMSUnreachable) {
+		t.Errorf("asked for a keyring: %v", err)
+	}
+	t.Log(s.await(vm, "no answer from KMS"))
+}
+
+func TestKMSRefusesAnotherConfig(t *testing.T) {
+	needVM(t)
+	t.Parallel()
+	s := newSite(t)
+	b := s.underTest()
+	s.admit(b.pcrs[0], s.config("admitted"))
+	vm, err := s.askForKeyring(b, machine{}, s.config("another"))
+	if !errors.Is(err, refusal.KMSDenied) {
+		t.Errorf("asked for a keyring: %v", err)
+	}
+	t.Log(s.await(vm, "no keyring", string(refusal.KMSDenied)))
+}
+
+// The key policy would admit it: what refuses is the enclave's own code.
+func TestAnEnclaveInDebugModeGetsNoKey(t *testing.T) {
+	needVM(t)
+	t.Parallel()
+	s := newSite(t)
+	b, raw := s.underTest(), s.config("debug")
+	s.admit(b.pcrs[0], raw)
+	vm, err := s.askForKeyring(b, machine{debug: true}, raw)
+	if err == nil {
+		t.Error("it got a keyring")
+	}
+	t.Log(err)
+	s.await(vm, `"msg":"nsm answers"`, `"debug_enclave":true`)
+}
+
+func TestADoubtfulMachineSwitchesItselfOff(t *testing.T) {
+	needVM(t)
+	otherRNG := func(driver []byte) []byte {
+		out, err := kmod.Rename(driver, nsmRNG, strings.Repeat("x", len(nsmRNG)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, tc := range []struct {
+		name    string
+		change  func(t *testing.T, b built) built
+		machine machine
+		want    []string // in one line of the console
+	}{
+		{name: "there is no NSM", machine: machine{noNSM: true}, want: []string{`"code":"no_nsm"`, "/dev/nsm"}},
+		{
+			name: "a module is missing", want: []string{`"code":"kernel_module"`, "vsock"},
+			change: func(t *testing.T, b built) built {
+				t.Helper()
+				return b.without(t, "-vsock.ko")
+			},
+		},
+		{name: "the NSM does not feed the kernel's generator", machine: machine{driver: otherRNG}, want: []string{`"code":"entropy_weak"`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			b := s.underTest()
+			if tc.change != nil {
+				b = tc.change(t, b)
+			}
+			vm := s.boot(b, tc.machine)
+			line := s.await(vm, append(tc.want, `"level":"ERROR"`)...)
+			s.off(vm)
+			t.Log(line)
+			if strings.Contains(vm.Console(), "panic") {
+				t.Errorf("the kernel panicked:\n%s", vm.Console())
+			}
+		})
+	}
+}

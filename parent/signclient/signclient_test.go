@@ -254,6 +254,37 @@ func TestAPeerThatDoesNotReadIsALostConnection(t *testing.T) {
 	})
 }
 
+// In a bubble time stands still while anybody waits for a mutex, so a mutex held
+// across the write would stop the write's own deadline. The watch runs outside.
+func TestWhoWaitsForAWriteOfAnotherWaitsForNoLock(t *testing.T) {
+	hung := time.AfterFunc(time.Minute, func() { panic("a request waits for a lock while another is being written") })
+	defer hung.Stop()
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := connect(t, signclient.Options{Timeout: 3 * time.Second})
+		begin := time.Now()
+		lost := make(chan error, wire.MaxInFlight)
+		for range wire.MaxInFlight { // the peer reads neither
+			go func() {
+				_, err := c.Ticket(t.Context(), 0)
+				lost <- err
+			}()
+		}
+		notSent := 0
+		for range wire.MaxInFlight {
+			err := <-lost
+			if !errors.Is(err, signclient.ErrLost) {
+				t.Errorf("err = %v, want ErrLost", err)
+			}
+			if errors.Is(err, signclient.ErrNotSent) {
+				notSent++
+			}
+		}
+		if took := time.Since(begin); took != 3*time.Second || notSent != wire.MaxInFlight-1 {
+			t.Errorf("%d were not sent after %v, want %d after 3s", notSent, took, wire.MaxInFlight-1)
+		}
+	})
+}
+
 func TestAnIdleConnectionOutlivesTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, e := connect(t, signclient.Options{Timeout: time.Second})

@@ -35,3 +35,7 @@ func (e *Engine) TestingOnlyLane(n uint32) *Lane {
 	defer e.lanes.mu.Unlock()
 	return e.lanes.all[n]
 }
+
+// TestingOnlyDoorHeld reports whether a suspect is at work or waits for others
+// to end.
+func (e *Engine) TestingOnlyDoorHeld() bool { return len(e.alone.door) > 0 }

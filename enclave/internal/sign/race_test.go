@@ -2,6 +2,7 @@ package sign_test
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -185,6 +186,81 @@ func TestAPanicLeavesTheKeyFree(t *testing.T) {
 	}()
 	_, err := f.engine.Sign(t.Context(), l, f.request())
 	want(t, err, "")
+}
+
+// Whoever waits for a suspect, or is one that waits, gives up with its deadline
+// and with its connection, and leaves nothing taken. Outside of a bubble: a wait
+// that ends with neither has to fail here, and not to hang.
+func TestWaitingForASuspectEnds(t *testing.T) {
+	const (
+		short   = margin + 50 // milliseconds of a lease: 50 ms to wait
+		patient = 20 * time.Second
+	)
+	for _, tc := range []struct {
+		name          string
+		first, second string // "suspect" asks to be alone
+		behind        bool   // a third batch waits at the door, behind the second
+	}{
+		{name: "a batch for a suspect", first: "suspect", second: "plain"},
+		{name: "a suspect for a batch", first: "plain", second: "suspect"},
+		{name: "a suspect for a suspect", first: "suspect", second: "suspect"},
+		{name: "a batch for a suspect that waits", first: "plain", second: "suspect", behind: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			at, goOn := make(chan struct{}, 4), make(chan struct{})
+			f := newFixture(t, func(o *sign.Options) {
+				o.MaxLanes = 8
+				o.BeforeRecord = func([]byte) {
+					at <- struct{}{}
+					<-goOn
+				}
+			})
+			f.open(t, 4, config.Create{Algorithm: record.Secp256k1, Policy: "messages"})
+			var running sync.WaitGroup
+			defer running.Wait()
+			begin := func(ctx context.Context, key int, text string, leaseMS int64) <-chan error {
+				l, done := f.lane(t), make(chan error, 1)
+				m := f.request(func(m *wire.Sign) {
+					m.KeyID, m.Alone, m.LeaseMS = f.keys[key].KeyID, text == "suspect", leaseMS
+				})
+				running.Go(func() {
+					_, err := f.engine.Sign(ctx, l, m)
+					done <- err
+				})
+				return done
+			}
+			soon := func(done <-chan error) error {
+				timer := time.NewTimer(patient)
+				defer timer.Stop()
+				select {
+				case err := <-done:
+					return err
+				case <-timer.C:
+					close(goOn)
+					t.Fatal("still waiting after its deadline or its connection")
+					return nil
+				}
+			}
+			first := begin(t.Context(), 0, tc.first, lease)
+			<-at
+			want(t, soon(begin(t.Context(), 1, tc.second, short)), refusal.Deadline)
+			ctx, hangUp := context.WithCancel(t.Context())
+			cut := begin(ctx, 2, tc.second, lease)
+			if tc.behind {
+				for !f.engine.TestingOnlyDoorHeld() {
+					runtime.Gosched()
+				}
+				want(t, soon(begin(t.Context(), 1, "plain", short)), refusal.Deadline)
+			}
+			hangUp()
+			if err := soon(cut); err == nil {
+				t.Error("signed although its connection is gone")
+			}
+			close(goOn)
+			want(t, soon(first), "")
+			want(t, soon(begin(t.Context(), 3, "suspect", lease)), "") // it needs every share
+		})
+	}
 }
 
 // Mutexes are no durable block in a bubble, so this runs outside of one. Who

@@ -243,9 +243,5 @@ func FuzzParse(f *testing.F) {
 		if again := q.JSON(); string(again) != string(text) {
 			t.Fatalf("not canonical: %s", cmp.Diff(string(text), string(again)))
 		}
-		r, err := p.Prove(keypolicy.Expectation{Account: account})
-		if err == nil && len(r.Questions) == 0 {
-			t.Fatal("proved without a question")
-		}
 	})
 }

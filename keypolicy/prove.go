@@ -106,7 +106,7 @@ func newJudge(p Policy, want Expectation) (*judge, error) {
 		named = append(named, want.Parent)
 	}
 	var everything []string
-	for _, c := range callersOf(p.statements, want.Account, named) {
+	for _, c := range callersOf(p.statements, want.Account, named).callers {
 		everything = append(everything, c.ARN)
 	}
 	additions, err := careless(want.Account, want.Parent, freshRole(want.Account, everything))

@@ -14,27 +14,35 @@ import (
 // there. So a caller, or the value of a register, is either one of the constants,
 // or it is like any other that is not.
 type universe struct {
-	callers []Caller
-	shown   []Shown
+	callers   []Caller
+	shown     []Shown // the first one is empty
+	registers []int
+
+	strangers []Caller       // those of callers that stand for all that are not named
+	nowhere   string         // account that stands for all that are not named
+	fresh     map[int]string // value of a register that stands for all that are not named
 }
 
-// maxRequests bounds the work for a policy that names very much.
-const maxRequests = 1 << 19
+// maxRequests bounds the work for a policy that names very much: callers times
+// documents. Two pairs with PCR3 and PCR8 come to some 5,000.
+const maxRequests = 1 << 16
 
 // zeros is PCR0 of a debug enclave.
 var zeros = PCR{}.String()
 
 // span makes the universe of some statements, with more constants where given.
 func span(statements []Statement, account string, arns []string, more map[int][]string) (*universe, error) {
-	u := &universe{callers: callersOf(statements, account, arns)}
-	registers := ascending(append(compared(statements), slices.Collect(maps.Keys(more))...))
+	u := callersOf(statements, account, arns)
+	u.fresh = map[int]string{}
+	u.registers = ascending(append(compared(statements), slices.Collect(maps.Keys(more))...))
 	u.shown = []Shown{{}}
-	for _, r := range registers {
+	for _, r := range u.registers {
 		known := constants(statements, r)
 		for _, v := range more[r] {
 			known[v] = true
 		}
-		values := []string{"", zeros, freshPCR(known)}
+		u.fresh[r] = freshPCR(known)
+		values := []string{"", zeros, u.fresh[r]}
 		for _, v := range slices.Sorted(maps.Keys(known)) {
 			if v != zeros {
 				values = append(values, v)
@@ -66,7 +74,7 @@ func ascending(list []int) []int {
 // callersOf returns every principal that is named anywhere, and for each account
 // its root user and a role that is not named; an account that is not named; and a
 // service that is not.
-func callersOf(statements []Statement, account string, arns []string) []Caller {
+func callersOf(statements []Statement, account string, arns []string) *universe {
 	names, services := slices.Clone(arns), []string{}
 	for _, s := range statements {
 		names = append(names, s.Principal.AWS...)
@@ -86,25 +94,29 @@ func callersOf(statements []Statement, account string, arns []string) []Caller {
 			accounts = append(accounts, accountOf(n))
 		}
 	}
-	accounts = append(accounts, freshAccount(accounts))
-	var out []Caller
-	for _, a := range unique(accounts) {
-		out = append(out, Caller{ARN: "arn:aws:iam::" + a + ":root"}, Caller{ARN: freshRole(a, names)})
+	u := &universe{nowhere: freshAccount(accounts)}
+	for _, a := range unique(append(accounts, u.nowhere)) {
+		u.callers = append(u.callers, Caller{ARN: "arn:aws:iam::" + a + ":root"}, Caller{ARN: freshRole(a, names)})
+		if a != u.nowhere {
+			u.strangers = append(u.strangers, Caller{ARN: freshRole(a, names)})
+		}
 	}
 	for _, n := range names {
 		switch {
 		case roleForm.MatchString(n), userForm.MatchString(n), rootForm.MatchString(n):
-			if c := (Caller{ARN: n}); !slices.Contains(out, c) {
-				out = append(out, c)
+			if c := (Caller{ARN: n}); !slices.Contains(u.callers, c) {
+				u.callers = append(u.callers, c)
 			}
 		case sessionForm.MatchString(n):
-			out = append(out, Caller{ARN: roleOfSession(n, names), Session: n})
+			u.callers = append(u.callers, Caller{ARN: roleOfSession(n, names), Session: n})
 		}
 	}
-	for _, s := range append(services, freshService(services)) {
-		out = append(out, Caller{Service: s})
+	other := freshService(services)
+	u.strangers = append(u.strangers, Caller{Service: other})
+	for _, s := range append(services, other) {
+		u.callers = append(u.callers, Caller{Service: s})
 	}
-	return out
+	return u
 }
 
 // roleOfSession returns the role of a session. Its ARN lacks the role's path, so

@@ -19,9 +19,10 @@ const (
 	requireEnv = "KEYHOLD_VM" // make vm-test sets it, after making what is needed
 	root       = "../.."
 
-	kernelFolder   = root + "/dist/kernel/amd64"
-	shippedProgram = root + "/bin/vm/enclave"
-	testProgram    = root + "/bin/vm/testimage"
+	kernelFolder     = root + "/dist/kernel/amd64"
+	shippedImage     = root + "/dist/amd64/keyhold.eif"
+	testProgram      = root + "/bin/vm/testimage"
+	bootstrapProgram = root + "/bin/vm/bootstrap"
 
 	modules   = "modules"
 	nsmModule = "nsm.ko"
@@ -36,17 +37,48 @@ func needVM(t *testing.T) {
 	}
 }
 
+// shipped is the image that make eif made.
+func shipped(t *testing.T) built {
+	t.Helper()
+	file, err := image.ReadFile(shippedImage)
+	if err != nil {
+		t.Fatalf("make vm-test builds it: %v", err)
+	}
+	return read(t, file)
+}
+
 // underTest is the image that takes the emulated KMS for the real one. Nothing
 // else tells it from the shipped one.
 func (s *site) underTest() built {
 	s.t.Helper()
-	return build(s.t, testProgram, cpio.File{Name: "kms-root.pem", Mode: cpio.Regular | 0o644, Data: s.kms.CACertificate()})
+	return build(s.t, testProgram, s.roots("kms-root.pem"))
+}
+
+// roots is the file by which the program under test knows the emulated KMS.
+func (s *site) roots(name string) cpio.File {
+	return cpio.File{Name: name, Mode: cpio.Regular | 0o644, Data: s.kms.CACertificate()}
+}
+
+// underBootstrap is the image under test as nitro-cli would make it: another
+// program is the init, which starts ours in a root of its own.
+func (s *site) underBootstrap() built {
+	s.t.Helper()
+	program, err := os.ReadFile(testProgram)
+	if err != nil {
+		s.t.Fatalf("make vm-test builds it: %v", err)
+	}
+	files := []cpio.File{s.roots("rootfs/kms-root.pem"), {Name: "rootfs/keyhold-enclave", Mode: cpio.Regular | 0o755, Data: program}}
+	for _, name := range []string{"rootfs", "rootfs/dev", "rootfs/proc", "rootfs/sys"} {
+		files = append(files, cpio.File{Name: name, Mode: cpio.Directory | 0o755})
+	}
+	return build(s.t, bootstrapProgram, files...)
 }
 
 // built is an image with what it measures.
 type built struct {
 	eif.Image
 	pcrs map[int][]byte // 0, 1 and 2
+	size float64        // of the file, in MB
 }
 
 // build makes an image file of a program and reads it again, so that what is
@@ -77,14 +109,20 @@ func reread(t *testing.T, img eif.Image) built {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if img, err = eif.Parse(file); err != nil {
+	return read(t, file)
+}
+
+func read(t *testing.T, file []byte) built {
+	t.Helper()
+	img, err := eif.Parse(file)
+	if err != nil {
 		t.Fatal(err)
 	}
 	m, err := img.Measure()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := built{img, map[int][]byte{}}
+	out := built{img, map[int][]byte{}, float64(len(file)) / 1e6}
 	for i, text := range []string{m.PCR0, m.PCR1, m.PCR2} {
 		if out.pcrs[i], err = hex.DecodeString(text); err != nil {
 			t.Fatal(err)
@@ -146,14 +184,4 @@ func (b built) initrd(t *testing.T, change func([]byte) []byte) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
-}
-
-// size of the image file, in MB.
-func (b built) size(t *testing.T) float64 {
-	t.Helper()
-	file, err := b.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return float64(len(file)) / 1e6
 }

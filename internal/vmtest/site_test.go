@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,11 +58,35 @@ type site struct {
 	store *memory.Store
 }
 
+// transcript keeps what is logged, for the case that a test fails.
+type transcript struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *transcript) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *transcript) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // newSite starts an emulated KMS, and somebody who answers heartbeats.
 func newSite(t *testing.T) *site {
 	t.Helper()
+	said := &transcript{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the parent instance said:\n%s", said)
+		}
+	})
 	s := &site{
-		t: t, log: slog.New(slog.NewTextHandler(t.Output(), nil)), vsock: hostvsock.New(guestCID),
+		t: t, log: slog.New(slog.NewTextHandler(said, nil)), vsock: hostvsock.New(guestCID),
 		beats: make(chan byte, 16), store: memory.New(),
 	}
 	var err error

@@ -87,6 +87,8 @@ const (
 	RecordConflict   Code = "record_conflict"
 	ReceiptInvalid   Code = "receipt_invalid"
 	AttestFailed     Code = "attestation_failed"
+	PolicyLoose      Code = "key_policy_loose"
+	PolicyUnread     Code = "key_policy_unread"
 	BatchState       Code = "batch_state"
 	SomeRefused      Code = "some_refused"
 	DirBusy          Code = "dir_busy"
@@ -170,6 +172,8 @@ var table = []Entry{
 	{RecordConflict, Refuse, 1, 409, "a record of this id exists with another payload"},
 	{ReceiptInvalid, Refuse, 1, 409, "a receipt, boot statement or result does not verify"},
 	{AttestFailed, Refuse, 1, 403, "the enclave did not attest to be what is wanted"},
+	{PolicyLoose, Refuse, 1, 403, "the KMS key policy lets out more than it should, or less: run keyhold policy prove on it"},
+	{PolicyUnread, Refuse, 1, 403, "the KMS key policy is malformed, or has parts whose effect would have to be guessed"},
 	{BatchState, Refuse, 1, 409, "the batch is not in a state that permits this"},
 	{SomeRefused, Refuse, 3, 200, "some records were refused; their reasons are in the export"},
 	{DirBusy, Retry, 1, 409, "another run holds this folder: wait for it or stop it"},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/enclave/internal/boot"
+	"github.com/keyhold/keyhold/enclave/internal/logring"
 	"github.com/keyhold/keyhold/enclave/internal/serve"
 )
 
@@ -55,7 +56,8 @@ type Config struct {
 	// MaxConns is the number of connections at the same time, up to 450. More
 	// are told busy. 0 means 256.
 	MaxConns int
-	// Logger gets what happens, and never a secret or a payload.
+	// Logger gets what happens, and never a secret or a payload. The newest lines
+	// are kept for the parent, numbers and a few named texts of each.
 	Logger *slog.Logger
 }
 
@@ -101,6 +103,8 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	c = c.withDefaults()
+	ring := logring.New(c.Mono)
+	c.Logger = slog.New(ring.Handler(c.Logger.Handler()))
 	if err := harden(ctx, c.Logger); err != nil {
 		return errors.Join(err, c.Listener.Close())
 	}
@@ -111,7 +115,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return errors.Join(err, c.Listener.Close())
 	}
-	s, err := serve.New(serve.Options{Boot: b, MaxConns: c.MaxConns, CheckPeer: c.CheckPeer, Logger: c.Logger})
+	s, err := serve.New(serve.Options{Boot: b, MaxConns: c.MaxConns, CheckPeer: c.CheckPeer, Logger: c.Logger, Log: ring})
 	if err != nil {
 		return errors.Join(err, c.Listener.Close())
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/enclave/internal/boot"
+	"github.com/keyhold/keyhold/enclave/internal/logring"
 	"github.com/keyhold/keyhold/enclave/internal/serve"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
@@ -180,16 +181,18 @@ func (s *Server) Restart(ctx context.Context) error {
 		return fmt.Errorf("enclavetest: %w", err)
 	}
 	l.ctx, l.kill = context.WithCancel(context.WithoutCancel(ctx))
+	ring := logring.New(s.opt.Mono)
+	log := slog.New(ring.Handler(s.opt.Logger.Handler()))
 	l.boot, err = boot.New(boot.Options{
 		NSM: session, Entropy: func() error { return nil }, Mono: s.opt.Mono, MaxLanes: 2 * s.opt.MaxConns,
 		KMS:    func(string, func() time.Time) (boot.KMS, error) { return s.opt.KMS, nil },
-		Logger: s.opt.Logger, BeforeRecord: s.beforeRecord(),
+		Logger: log, BeforeRecord: s.beforeRecord(),
 	})
 	if err != nil {
 		l.kill()
 		return fmt.Errorf("enclavetest: %w", err)
 	}
-	l.server, err = serve.New(serve.Options{Boot: l.boot, MaxConns: s.opt.MaxConns, Logger: s.opt.Logger})
+	l.server, err = serve.New(serve.Options{Boot: l.boot, MaxConns: s.opt.MaxConns, Logger: log, Log: ring})
 	if err != nil {
 		l.kill()
 		return fmt.Errorf("enclavetest: %w", err)

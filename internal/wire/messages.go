@@ -172,21 +172,52 @@ type AttestReply struct {
 	Heads    []byte `cbor:"heads"` // encoded receipt.Signed of receipt.Heads
 }
 
-// GetStatus asks for counters.
-type GetStatus struct{}
+// GetStatus asks for counters and, with Lines, for what the enclave logged.
+type GetStatus struct {
+	After uint64 `cbor:"after"` // seq of the newest line that the asker has; 0: none
+	Lines uint32 `cbor:"lines"` // at most so many lines, up to MaxLogLines
+}
 
 // StatusReply is for people and metrics.
 type StatusReply struct {
-	State       State  `cbor:"state"`
-	Keys        uint64 `cbor:"keys"`
-	Signed      uint64 `cbor:"signed"`  // records, since boot
-	Refused     uint64 `cbor:"refused"` // records, since boot
-	Batches     uint64 `cbor:"batches"`
-	Panics      uint64 `cbor:"panics"` // requests that ended in a panic
-	Connections uint32 `cbor:"connections"`
-	Lanes       uint32 `cbor:"lanes"`
-	UptimeMS    int64  `cbor:"uptime_ms"`
-	TimeMS      int64  `cbor:"time_ms"` // the enclave's clock, Unix milliseconds
+	State           State       `cbor:"state"`
+	Keys            uint64      `cbor:"keys"`
+	Signed          uint64      `cbor:"signed"`           // records, since boot
+	Refused         uint64      `cbor:"refused"`          // records, since boot
+	RecordRefusals  []CodeCount `cbor:"record_refusals"`  // the same by code
+	RequestRefusals []CodeCount `cbor:"request_refusals"` // requests that were answered with an error, by code
+	Batches         uint64      `cbor:"batches"`
+	Panics          uint64      `cbor:"panics"` // requests that ended in a panic
+	Connections     uint32      `cbor:"connections"`
+	Lanes           uint32      `cbor:"lanes"`
+	HeapBytes       uint64      `cbor:"heap_bytes"`
+	UptimeMS        int64       `cbor:"uptime_ms"`
+	TimeMS          int64       `cbor:"time_ms"` // the enclave's clock, Unix milliseconds
+	Lines           []LogLine   `cbor:"lines"`   // after GetStatus.After, oldest first
+	Newest          uint64      `cbor:"newest"`  // seq of the newest line there is
+	Dropped         uint64      `cbor:"dropped"` // lines after GetStatus.After that are lost
+}
+
+// CodeCount counts refusals with one code of package refusal.
+type CodeCount struct {
+	Code  string `cbor:"code"`
+	Count uint64 `cbor:"count"`
+}
+
+// LogLine is one thing that happened in an enclave. Everybody on the parent
+// instance can read it.
+type LogLine struct {
+	Seq      uint64    `cbor:"seq"` // 1, 2, ... of one boot
+	UptimeMS int64     `cbor:"uptime_ms"`
+	Level    string    `cbor:"level"` // INFO, WARN, ERROR
+	Event    string    `cbor:"event"` // a fixed text
+	Attrs    []LogAttr `cbor:"attrs"`
+}
+
+// LogAttr is a number, or a text that the enclave's list of such texts names.
+type LogAttr struct {
+	Key   string `cbor:"key"`
+	Value string `cbor:"value"`
 }
 
 // Error answers a request that was refused.

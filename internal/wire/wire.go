@@ -23,6 +23,7 @@ const (
 	MaxNonce    = 64      // bytes of a challenge's nonce
 	MaxAddKeys  = 500     // keys made by one add_keys
 	MaxLoadKeys = 500     // sealed keys in one load; RSA entries of 2 KB fit the frame
+	MaxLogLines = 256     // in one status; 4 KiB each at most
 	EnclavePort = 5000    // vsock port the enclave listens on
 	KMSPort     = 8443    // vsock port of the parent that forwards to KMS
 	CredsPort   = 8444    // vsock port of the parent that serves credentials

@@ -51,9 +51,12 @@ func bodies() []any {
 		&wire.ReceiptsReply{Receipts: [][]byte{b}, Ticket: ticket},
 		&wire.Attest{Nonce: b},
 		&wire.AttestReply{Document: b, Heads: b},
-		&wire.GetStatus{},
+		&wire.GetStatus{After: 1, Lines: 2},
 		&wire.StatusReply{
 			State: wire.StateReady, Keys: 1, Signed: 2, Refused: 3, Batches: 4, Panics: 5, Connections: 6, Lanes: 7, UptimeMS: 8, TimeMS: 9,
+			RecordRefusals: []wire.CodeCount{{Code: "payload_invalid", Count: 1}}, RequestRefusals: []wire.CodeCount{{Code: "deadline", Count: 2}}, HeapBytes: 10,
+			Lines:  []wire.LogLine{{Seq: 11, UptimeMS: 12, Level: "INFO", Event: "config measured", Attrs: []wire.LogAttr{{Key: "keyring", Value: "main"}}}},
+			Newest: 13, Dropped: 14,
 		},
 		&wire.Error{Code: "busy", Text: "text", Ticket: ticket},
 	}

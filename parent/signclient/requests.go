@@ -69,7 +69,12 @@ func (c *Client) Attest(ctx context.Context, req *wire.Attest) (*wire.AttestRepl
 
 // Status asks for counters.
 func (c *Client) Status(ctx context.Context) (*wire.StatusReply, error) {
-	return do[wire.StatusReply](ctx, c, wire.TypeStatus, "status", c.opt.Timeout, &wire.GetStatus{})
+	return c.Log(ctx, &wire.GetStatus{})
+}
+
+// Log asks for counters and for log lines.
+func (c *Client) Log(ctx context.Context, req *wire.GetStatus) (*wire.StatusReply, error) {
+	return do[wire.StatusReply](ctx, c, wire.TypeStatus, "status", c.opt.Timeout, req)
 }
 
 // Ticket returns the newest ticket, or a fresh one where that was asked for

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"runtime/metrics"
 
 	"github.com/keyhold/keyhold/enclave/internal/sign"
 	"github.com/keyhold/keyhold/internal/wire"
@@ -114,10 +115,28 @@ func (c *session) attest(_ context.Context, m *wire.Attest) (*wire.AttestReply, 
 	return &wire.AttestReply{Document: document, Heads: heads}, nil
 }
 
-func (c *session) status(context.Context, *wire.GetStatus) (*wire.StatusReply, error) {
+// status fills in what the engine does not count.
+func (c *session) status(_ context.Context, m *wire.GetStatus) (*wire.StatusReply, error) {
 	r := c.engine().Status()
 	r.State = c.srv.opt.Boot.Progress().State
 	r.Panics = c.srv.panics.Load()
 	r.Connections = uint32(max(0, c.srv.conns.Load()))
+	r.RequestRefusals = c.srv.refusals.Counts()
+	r.HeapBytes = heapBytes()
+	r.Lines = []wire.LogLine{}
+	if ring := c.srv.opt.Log; ring != nil {
+		r.Lines, r.Newest, r.Dropped = ring.After(m.After, int(min(m.Lines, wire.MaxLogLines)))
+	}
 	return &r, nil
+}
+
+// heapBytes are those of live objects and of such as are not swept yet. Unlike
+// runtime.ReadMemStats it stops nobody.
+func heapBytes() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	if sample[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64()
 }

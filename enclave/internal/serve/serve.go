@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/enclave/internal/boot"
+	"github.com/keyhold/keyhold/enclave/internal/logring"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/wire"
 )
@@ -35,6 +36,7 @@ type Options struct {
 	MaxConns  int                  // connections at the same time
 	CheckPeer func(net.Conn) error // refuses who must not talk to the enclave; nil: all may
 	Logger    *slog.Logger
+	Log       *logring.Ring // what status tells of the log; nil: nothing
 }
 
 // Server answers connections for one boot.
@@ -44,6 +46,8 @@ type Server struct {
 	busy   chan struct{} // one for each that is told busy
 	conns  atomic.Int32
 	panics atomic.Uint64
+
+	refusals logring.Tally // requests, by code
 }
 
 // New returns a server.

@@ -156,6 +156,7 @@ func (c *session) execute(ctx context.Context, jobs <-chan job) {
 // answer does what j asks and encodes what became of it.
 func (c *session) answer(ctx context.Context, j job) []byte {
 	if j.code != "" {
+		c.srv.refusals.Add(j.code)
 		return c.srv.errorFrame(j.id, j.code)
 	}
 	body, err := c.do(ctx, j)
@@ -166,6 +167,7 @@ func (c *session) answer(ctx context.Context, j job) []byte {
 		}
 	}
 	code := refusal.Of(err)
+	c.srv.refusals.Add(code)
 	c.srv.opt.Logger.InfoContext(ctx, "request refused", slog.String("type", string(j.typ)), slog.String("code", string(code)))
 	return c.srv.errorFrame(j.id, code)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/enclave/internal/keyring"
+	"github.com/keyhold/keyhold/enclave/internal/logring"
 	"github.com/keyhold/keyhold/enclave/internal/secret"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
@@ -63,6 +64,7 @@ type Engine struct {
 	alone      solo // every batch has a share of it, a suspect has all
 
 	signed, refused, batches atomic.Uint64
+	refusals                 logring.Tally // records, by code
 }
 
 // opened is what the engine signs with. It is set once.
@@ -223,7 +225,7 @@ func (e *Engine) Keys() uint64 {
 // Status fills in the counters that the engine keeps.
 func (e *Engine) Status() wire.StatusReply {
 	return wire.StatusReply{
-		Keys: e.Keys(), Signed: e.signed.Load(), Refused: e.refused.Load(), Batches: e.batches.Load(),
+		Keys: e.Keys(), Signed: e.signed.Load(), Refused: e.refused.Load(), RecordRefusals: e.refusals.Counts(), Batches: e.batches.Load(),
 		Lanes: e.lanes.count(), UptimeMS: e.clock.Mono().Milliseconds(), TimeMS: e.clock.Wall().UnixMilli(),
 	}
 }

@@ -104,6 +104,7 @@ func (e *Engine) release(ctx context.Context, lane *Lane, b *batch, out []record
 	for _, o := range out {
 		if o.Refusal != "" {
 			refused++
+			e.refusals.Add(refusal.Code(o.Refusal))
 		}
 	}
 	e.batches.Add(1)

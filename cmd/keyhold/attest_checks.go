@@ -32,7 +32,7 @@ var registers = []struct {
 
 // check is one thing that was compared.
 type check struct {
-	Name   string `json:"name"` // signature, time, purpose, or a register as PCR0
+	Name   string `json:"name"` // form, signature, time, purpose, a register as PCR0, or boot
 	OK     bool   `json:"ok"`
 	Want   string `json:"want"`   // empty where that has no short form
 	Got    string `json:"got"`    // likewise
@@ -71,7 +71,15 @@ func (s *shown) checks(w *wanted) []check {
 	if !purpose.OK {
 		purpose.Advice = "no Keyhold enclave makes such a document for this: look at what answers there"
 	}
-	return append(append(out, purpose), compare(s.doc, closest(s.doc, w.images))...)
+	out = append(append(out, purpose), compare(s.doc, closest(s.doc, w.images))...)
+	if s.live() && failures(out) == "" { // what else there was to refuse
+		boot := check{Name: "boot", OK: s.refused == nil}
+		if !boot.OK {
+			boot.Advice = "the document is as wanted, but heads, statement or boot id are not of its receipt key or its config: take it for an attack until it is explained"
+		}
+		out = append(out, boot)
+	}
+	return out
 }
 
 // kindOf names what a Keyhold enclave made a document for; "" where none did.

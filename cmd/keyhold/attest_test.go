@@ -9,10 +9,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/keyhold/keyhold/attestation"
+	"github.com/keyhold/keyhold/attestation/nsm"
+	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/cmd/internal/cli"
+	"github.com/keyhold/keyhold/internal/receipt"
 )
 
 // vectors is beside the module root and no part of the repository: real
@@ -113,6 +118,70 @@ func TestTheRoleRegisterIsThatOfTheNitroUserGuide(t *testing.T) {
 	const want = "78fce75db17cd4e0a3fb8dad3ad128ca5e77edbb2b2c7f75329dccd99aa5f6ef4fc1f1a452e315b9e98f9e312e6921e6"
 	if diff := cmp.Diff(map[int]string{rolePCR: want}, hexOf(got)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// challenged is a document for a nonce, as an enclave with this receipt key
+// shows it, and what a verifier that wants just that makes of it.
+func challenged(t *testing.T) (*shown, *wanted) {
+	t.Helper()
+	ca, err := nsmtest.NewCA(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := nsmtest.New(ca, nsmtest.Options{PCRs: nsmtest.Measurements("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := bytes.Repeat([]byte{7}, nonceLen)
+	raw, err := n.Attest(nsm.AttestRequest{Nonce: nonce, UserData: receipt.UserData(receipt.KindChallenge, nil), PublicKey: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := attestation.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wanted{root: attestation.TestRoot(ca.Root()), images: []attestation.Image{{PCRs: nsmtest.Measurements("x")}}}
+	return &shown{raw: raw, doc: doc, nonce: nonce, at: time.Now()}, w
+}
+
+func TestWhatIsRefusedNamesAPart(t *testing.T) {
+	other := []attestation.Image{{PCRs: map[int][]byte{0: bytes.Repeat([]byte{1}, 48)}}}
+	for _, tc := range []struct {
+		name    string
+		edit    func(s *shown, w *wanted)
+		failed  []string
+		problem string // in the error; empty: none
+	}{
+		{"all as wanted", func(*shown, *wanted) {}, nil, ""},
+		{"a statement of another boot", func(s *shown, _ *wanted) { s.refused = errBoot }, []string{"boot"}, "not as wanted: boot"},
+		{"another nonce", func(s *shown, _ *wanted) { s.nonce, s.refused = make([]byte, nonceLen), attestation.ErrNonce }, []string{"time"}, "not as wanted: time"},
+		{"an hour later", func(s *shown, _ *wanted) { s.at, s.refused = s.at.Add(time.Hour), attestation.ErrStale }, []string{"time"}, "not as wanted: time"},
+		{"certificates that are over", func(s *shown, _ *wanted) { s.at, s.refused = s.at.Add(9*time.Hour), attestation.ErrCertificateTime }, []string{"signature"}, "signature"},
+		{"another root", func(s *shown, w *wanted) { w.root, s.refused = attestation.AWSRoot(), attestation.ErrRoot }, []string{"signature"}, "signature"},
+		{"a document for KMS", func(s *shown, _ *wanted) { s.doc.UserData, s.refused = receipt.UserData(receipt.KindKMS, nil), errBoot }, []string{"purpose"}, "purpose"},
+		{"no document", func(s *shown, _ *wanted) { s.doc, s.refused = nil, attestation.ErrCOSE }, []string{"form"}, "form"},
+		{"another image", func(s *shown, w *wanted) { w.images, s.refused = other, attestation.ErrPCRMismatch }, []string{"PCR0"}, "PCR0"},
+		// No document does this; were one to, it is refused.
+		{"accepted, but a part differs", func(_ *shown, w *wanted) { w.images = other }, []string{"PCR0"}, errInconsistent.Error()},
+	} {
+		s, w := challenged(t)
+		tc.edit(s, w)
+		r := &attestReport{}
+		r.fill(s, w, &attestOptions{any: true})
+		if diff := cmp.Diff(tc.failed, failedOf(*r)); diff != "" {
+			t.Errorf("%s: %s", tc.name, diff)
+		}
+		for _, c := range r.Checks {
+			if c.OK != (c.Advice == "") {
+				t.Errorf("%s: %s is %v, with the advice %q", tc.name, c.Name, c.OK, c.Advice)
+			}
+		}
+		refused := s.refused != nil
+		if refused != (tc.problem != "") || r.Verified == refused || (refused && !strings.Contains(*r.Problem, tc.problem)) {
+			t.Errorf("%s: verified %v, %v", tc.name, r.Verified, s.refused)
+		}
 	}
 }
 

@@ -64,6 +64,12 @@ func TestingOnlyMain(ctx context.Context, m *TestingOnlyMachine, kmsRoots []byte
 	return p.main(ctx, kmsRoots)
 }
 
+// TestingOnlyReap lets an init look for children that have ended once.
+func TestingOnlyReap(reap func() (found bool)) {
+	s := system{reap: reap}
+	s.reapOrphans()()
+}
+
 // TestingOnlySettings are the names of the kernel's files that are written.
 func TestingOnlySettings() []string {
 	names := make([]string, len(settings))

@@ -310,3 +310,15 @@ func TestAProgramThatIsNoInitDoesNoneOfItsWork(t *testing.T) {
 		}
 	}
 }
+
+// One signal can stand for any number of children.
+func TestAllChildrenThatEndedAreReapedAtOnce(t *testing.T) {
+	left := 5
+	guest.TestingOnlyReap(func() bool {
+		left--
+		return left >= 0
+	})
+	if left >= 0 {
+		t.Errorf("%d children stay", left+1)
+	}
+}

@@ -302,7 +302,8 @@ func (j *judge) sum() (Result, error) {
 		return j.kinds[q.doc].order
 	}
 	slices.SortFunc(keys, func(a, b question) int {
-		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(order(a), order(b)), cmp.Compare(a.action, b.action))
+		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(actions[a.action].Class, actions[b.action].Class),
+			cmp.Compare(order(a), order(b)), cmp.Compare(a.action, b.action))
 	})
 	for _, q := range keys {
 		j.result.Questions = append(j.result.Questions, j.facts[q].Question)

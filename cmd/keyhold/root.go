@@ -30,7 +30,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some records were refused.`,
 	}
 	root.AddCommand(
 		tablesCmd(), configCmd(), keyringCmd(), keysCmd(), recordsCmd(), importCmd(), batchesCmd(),
-		attestCmd(), receiptCmd(), imageCmd(), versionCmd(),
+		attestCmd(), receiptCmd(), imageCmd(), policyCmd(), versionCmd(),
 	)
 	return root
 }

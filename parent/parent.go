@@ -34,6 +34,7 @@ import (
 const (
 	DefaultWorkers        = 4
 	DefaultChallengeEvery = time.Minute
+	DefaultStatusEvery    = 5 * time.Second
 )
 
 // configPCR is the register that holds the config's measurement.
@@ -77,6 +78,9 @@ type Config struct {
 	// ChallengeEvery is how often each enclave must show that it is there.
 	// 0 is DefaultChallengeEvery.
 	ChallengeEvery time.Duration
+	// StatusEvery is how often each enclave is asked for its counters and log lines.
+	// 0 is DefaultStatusEvery.
+	StatusEvery time.Duration
 	// Owner names this process in claims. Empty: 128 random bits.
 	Owner string
 
@@ -121,6 +125,7 @@ func (c *Config) Validate() error {
 	bad(c.HTTP == nil || isLoopback(c.HTTP.Addr()), "the HTTP address must be on loopback")
 	bad(c.Workers >= 0 && c.Workers <= pipeline.MaxWorkers, fmt.Sprintf("workers must be at most %d", pipeline.MaxWorkers))
 	bad(c.ChallengeEvery >= 0, "the time between challenges must not be negative")
+	bad(c.StatusEvery >= 0, "the time between looks at counters must not be negative")
 	parsed, err := config.Parse(c.EnclaveConfig)
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("parent config: %w: %w", refusal.ConfigInvalid, err))...)
@@ -149,6 +154,9 @@ func (c Config) withDefaults(parsed *config.Config) (Config, error) {
 	}
 	if c.ChallengeEvery == 0 {
 		c.ChallengeEvery = DefaultChallengeEvery
+	}
+	if c.StatusEvery == 0 {
+		c.StatusEvery = DefaultStatusEvery
 	}
 	if c.Rand == nil {
 		c.Rand = rand.Reader
@@ -196,6 +204,7 @@ type process struct {
 	parsed  *config.Config
 	store   store.Store
 	metrics *metrics
+	inside  *inside
 	want    *attestor
 	units   []*unit
 	mu      sync.Mutex  // of rand and cfg.Rand
@@ -208,7 +217,8 @@ func newProcess(c Config, parsed *config.Config) (*process, error) {
 		return nil, err
 	}
 	m := newMetrics()
-	p := &process{cfg: c, parsed: parsed, metrics: m, store: &measured{Store: c.Store, m: m, now: c.Now}, rand: seed}
+	p := &process{cfg: c, parsed: parsed, metrics: m, inside: newInside(), store: &measured{Store: c.Store, m: m, now: c.Now}, rand: seed}
+	m.registry.MustRegister(p.inside)
 	p.want = newAttestor(c, parsed)
 	for _, e := range c.Enclaves {
 		p.units = append(p.units, newUnit(p, e))
@@ -234,6 +244,7 @@ func (p *process) run(ctx context.Context) error {
 	g, services := errgroup.WithContext(services)
 	for _, u := range p.units {
 		g.Go(func() error { return u.run(services) })
+		g.Go(func() error { return u.follow(services) })
 	}
 	p.serveEgress(services, g)
 	if p.cfg.HTTP != nil {

@@ -62,7 +62,7 @@ func runOutside(ctx context.Context, folder string) error {
 	if !roots.AppendCertsFromPEM(raw) {
 		return errors.New("kms.pem holds no certificate")
 	}
-	l, err := net.Listen("unix", filepath.Join(folder, "enclave"))
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", filepath.Join(folder, "enclave"))
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (s *site) outside() ways {
 		}
 	}
 	listen := func(name string) net.Listener {
-		l, err := net.Listen("unix", filepath.Join(folder, name))
+		l, err := (&net.ListenConfig{}).Listen(s.t.Context(), "unix", filepath.Join(folder, name))
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -113,7 +113,7 @@ func (s *site) outside() ways {
 		defer runtime.UnlockOSThread()
 		cmd := exec.CommandContext(ctx, os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"="+folder, "GOMAXPROCS=1")
-		cmd.Stderr = s.t.Output()
+		cmd.Stderr = s.said
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Run(); ctx.Err() == nil {
 			return err

@@ -48,6 +48,7 @@ const (
 // site is the parent instance of one test: what stands around an enclave.
 type site struct {
 	t     *testing.T
+	said  *transcript
 	log   *slog.Logger
 	ca    *nsmtest.CA
 	vsock *hostvsock.Device
@@ -86,7 +87,7 @@ func newSite(t *testing.T) *site {
 		}
 	})
 	s := &site{
-		t: t, log: slog.New(slog.NewTextHandler(said, nil)), vsock: hostvsock.New(guestCID),
+		t: t, said: said, log: slog.New(slog.NewTextHandler(said, nil)), vsock: hostvsock.New(guestCID),
 		beats: make(chan byte, 16), store: memory.New(),
 	}
 	var err error
@@ -105,7 +106,7 @@ func newSite(t *testing.T) *site {
 	if s.arn, err = s.kms.CreateKey(nil); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +175,7 @@ func (s *site) config(keyring string) []byte {
 }
 
 // admit gives the key to an image with a config, and to nobody else.
-func (s *site) admit(pcr0 []byte, raw []byte) {
+func (s *site) admit(pcr0, raw []byte) {
 	s.t.Helper()
 	pcr16 := config.PCR16(raw)
 	policy, err := kms.DefaultPolicy(account, parentRole, []kms.Pair{{PCR0: pcr0, PCR16: pcr16[:]}})

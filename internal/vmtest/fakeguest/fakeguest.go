@@ -92,8 +92,8 @@ func Attach(t testing.TB, b *vhostuser.Backend) *Guest {
 
 func unixConn(t testing.TB, fd int) *net.UnixConn {
 	t.Helper()
-	f := os.NewFile(uintptr(fd), "vhost-user") //nolint:gosec // a descriptor is not negative
-	defer f.Close()                            //nolint:errcheck // FileConn has its own
+	f := os.NewFile(uintptr(fd), "vhost-user")
+	defer f.Close() //nolint:errcheck // FileConn has its own
 	c, err := net.FileConn(f)
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func (g *Guest) allocate() {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.memfd = os.NewFile(uintptr(fd), "guest") //nolint:gosec // a descriptor is not negative
+	g.memfd = os.NewFile(uintptr(fd), "guest")
 	if err := g.memfd.Truncate(fileOffset + MemorySize); err != nil {
 		g.t.Fatal(err)
 	}

@@ -114,8 +114,8 @@ func (q *Queue) eventfd(old *os.File) *os.File {
 	if err != nil {
 		q.t.Fatal(err)
 	}
-	f := os.NewFile(uintptr(fd), "eventfd") //nolint:gosec // a descriptor is not negative
-	q.t.Cleanup(func() { _ = f.Close() })   // it may have been replaced
+	f := os.NewFile(uintptr(fd), "eventfd")
+	q.t.Cleanup(func() { _ = f.Close() }) // it may have been replaced
 	return f
 }
 
@@ -124,7 +124,7 @@ func eventFD(t testing.TB, f *os.File) (fd int) {
 	t.Helper()
 	raw, err := f.SyscallConn()
 	if err == nil {
-		err = raw.Control(func(n uintptr) { fd = int(n) }) //nolint:gosec // a descriptor
+		err = raw.Control(func(n uintptr) { fd = int(n) })
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func (q *Queue) Add(parts ...Part) uint16 {
 	q.t.Helper()
 	head := q.nextFree
 	for i, p := range parts {
-		d, flags, n := (head+uint16(i))%q.size, uint16(0), p.In //nolint:gosec // a handful
+		d, flags, n := (head+uint16(i))%q.size, uint16(0), p.In
 		if i < len(parts)-1 {
 			flags |= Next
 		}

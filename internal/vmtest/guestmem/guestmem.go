@@ -69,7 +69,7 @@ func (m *Memory) add(r Region, f *os.File) error {
 	if uint64(max(info.Size(), 0)) < end { // reading beyond it would be SIGBUS
 		return errors.New("its file is too short")
 	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(end), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED) //nolint:gosec // bounded above
+	b, err := unix.Mmap(int(f.Fd()), 0, int(end), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("mmap: %w", err)
 	}
@@ -91,7 +91,7 @@ func (m *Memory) Close() error {
 // any time, so what is to be checked is copied first.
 func (m *Memory) Guest(addr, n uint64) ([]byte, error) {
 	for _, r := range m.regions {
-		if b, ok := r.at(addr, n, r.Region.Guest); ok {
+		if b, ok := r.at(addr, n, r.Guest); ok {
 			return b, nil
 		}
 	}
@@ -101,7 +101,7 @@ func (m *Memory) Guest(addr, n uint64) ([]byte, error) {
 // User returns n bytes at an address of the front end's process.
 func (m *Memory) User(addr, n uint64) ([]byte, error) {
 	for _, r := range m.regions {
-		if b, ok := r.at(addr, n, r.Region.User); ok {
+		if b, ok := r.at(addr, n, r.User); ok {
 			return b, nil
 		}
 	}

@@ -182,7 +182,7 @@ func (c *Conn) take(p []byte) (n int) {
 		}
 	}
 	c.inLen -= n
-	c.forwarded += uint32(n) //nolint:gosec // at most a buffer
+	c.forwarded += uint32(n)
 	if c.state == established && c.forwarded-c.told >= bufferLen/4 {
 		c.send(opCreditUpdate, 0, nil)
 		c.device.pump()

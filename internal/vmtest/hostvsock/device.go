@@ -173,7 +173,7 @@ func (d *Device) receive(p []byte) {
 	if h.dstCID > 1<<32-1 {
 		return // no context id, so nobody to answer as
 	}
-	k := key{uint32(h.dstCID), h.dstPort, h.srcPort} //nolint:gosec // checked above
+	k := key{uint32(h.dstCID), h.dstPort, h.srcPort}
 	c := d.conns[k]
 	switch {
 	case c != nil:

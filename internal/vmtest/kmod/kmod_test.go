@@ -43,7 +43,7 @@ func (o *object) encode(t *testing.T) []byte {
 	for _, a := range o.alias {
 		modinfo = append(modinfo, "alias="+a+"\x00"...)
 	}
-	strtab, symtab := []byte{0}, make([]byte, 24)
+	strtab, symtab := []byte{0}, raw(t, elf.Sym64{})
 	for i, s := range o.tables {
 		s.Name = uint32(len(strtab))
 		strtab = append(append(strtab, o.names[i]...), 0)

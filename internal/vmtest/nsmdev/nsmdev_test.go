@@ -83,7 +83,8 @@ func TestEveryRequestOfTheLibraryIsAnswered(t *testing.T) {
 		t.Fatal("no document")
 	}
 	image := attestation.Image{PCRs: map[int][]byte{0: pcr0, 16: first[:]}}
-	_, err := attestation.VerifyLive(doc.Document, attestation.LivePolicy{Root: attestation.TestRoot(ca.Root()),
+	_, err := attestation.VerifyLive(doc.Document, attestation.LivePolicy{
+		Root:   attestation.TestRoot(ca.Root()),
 		Images: []attestation.Image{image}, Nonce: []byte("sixteen byte nonce"), Now: time.Now(),
 	})
 	if err != nil {
@@ -197,11 +198,10 @@ func TestARequestWaitsForRoomForItsAnswer(t *testing.T) {
 	_, q := boot(t)
 	q.Add(fakeguest.Part{Out: describeNSM})
 	q.Kick()
-	if q.Interrupted(20*time.Millisecond) && q.Interrupted(20*time.Millisecond) { // the first is that of the start
-		t.Error("it was answered")
+	for q.Interrupted(20 * time.Millisecond) { // that of the start comes in any case
 	}
 	if _, _, ok := q.Used(); ok {
-		t.Error("it came back")
+		t.Error("it came back alone")
 	}
 	q.Add(fakeguest.Part{In: 0x3000})
 	q.Kick()

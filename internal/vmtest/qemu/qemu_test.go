@@ -140,7 +140,7 @@ func TestADeviceThatFailsEndsTheMachine(t *testing.T) {
 	if err != nil || len(socket) != 1 {
 		t.Fatalf("sockets: %v, %v", socket, err)
 	}
-	c, err := net.Dial("unix", socket[0])
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func (m *message) takeEvent() (*os.File, error) {
 	if err := unix.SetNonblock(m.fds[0], true); err != nil {
 		return nil, fmt.Errorf("make eventfd pollable: %w", err)
 	}
-	f := os.NewFile(uintptr(m.fds[0]), "eventfd") //nolint:gosec // a descriptor is not negative
+	f := os.NewFile(uintptr(m.fds[0]), "eventfd")
 	m.fds = nil
 	return f, nil
 }
@@ -86,7 +86,7 @@ func (m *message) takeEvent() (*os.File, error) {
 func (m *message) takeFiles() []*os.File {
 	files := make([]*os.File, 0, len(m.fds))
 	for _, fd := range m.fds {
-		files = append(files, os.NewFile(uintptr(fd), "guest memory")) //nolint:gosec // a descriptor is not negative
+		files = append(files, os.NewFile(uintptr(fd), "guest memory"))
 	}
 	m.fds = nil
 	return files

@@ -27,7 +27,7 @@ func (b *Backend) handleRing(m *message) ([]byte, error) {
 		if err != nil || word>>9 != 0 {
 			return nil, errBody
 		}
-		q, err := b.find(uint32(word & ringIndex)) //nolint:gosec // one byte
+		q, err := b.find(uint32(word & ringIndex))
 		if err != nil {
 			return nil, err
 		}

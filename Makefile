@@ -124,8 +124,8 @@ sim: ## run SCHEDULES (100000) simulated schedules of parents and enclaves under
 	KEYHOLD_SIM_SCHEDULES=$(or $(SCHEDULES),100000) go test -count=1 -timeout 24h -v -run TestEverySeeded ./internal/sim
 
 .PHONY: mutants
-mutants: ## show that the simulator finds every mutant of testdata/mutants within 500 schedules (minutes)
-	KEYHOLD_SIM_MUTANTS=1 go test -count=1 -timeout 60m -v -run TestEveryMutantIsKilled ./internal/sim
+mutants: ## show that the simulator finds every mutant of its testdata/mutants within 500 schedules, and the call sweep those of its own (minutes)
+	KEYHOLD_SIM_MUTANTS=1 go test -count=1 -timeout 60m -v -run 'TestEveryMutantIsKilled|TestTheSweepFindsEveryMutant' ./internal/sim ./parent/pipeline
 
 .PHONY: model
 model: ## check the promises G1 to G5 on models of the protocol, and that each mutant of them is caught

@@ -2,10 +2,12 @@ package sim_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/wire"
 	"github.com/keyhold/keyhold/parent/store"
@@ -31,7 +33,9 @@ type judge struct {
 	steps    map[string]string               // sign or probe, by enclave and payload
 	slow     map[string]bool                 // takes long to sign, likewise
 	probes   []*probe
-	overtook int // most idle keys that one claim passed over
+	released map[*conn][]store.ReceiptRef // on each connection
+	over     map[*conn]bool               // the enclave has seen the end of it
+	overtook int                          // most idle keys that one claim passed over
 }
 
 // holding is a claim as the tables have it.
@@ -67,7 +71,7 @@ func newJudge(w *world) *judge {
 		w: w, claims: map[record.KeyID]holding{}, claimed: map[record.BatchID]record.Fence{},
 		commits: map[record.KeyID]record.Fence{}, results: map[record.BatchID][]byte{},
 		known: map[record.KeyID]time.Time{}, tickets: map[string]time.Time{}, acked: map[place]revocation{}, boots: map[string]int{}, down: map[string]bool{},
-		steps: map[string]string{}, slow: map[string]bool{},
+		steps: map[string]string{}, slow: map[string]bool{}, released: map[*conn][]store.ReceiptRef{}, over: map[*conn]bool{},
 	}
 }
 
@@ -256,6 +260,7 @@ func (j *judge) asked(c *conn, r *request, q *wire.Message) {
 			r.sign = &m
 			about = fmt.Sprintf("%s %s fence %d", m.BatchID, m.KeyID, m.KeyFence)
 			j.willSign(c, r, &m)
+			j.leftBehind(c)
 		}
 	case wire.TypeCancel:
 		var m wire.Cancel
@@ -312,12 +317,14 @@ func (j *judge) answers(c *conn, r *request, q *wire.Message) {
 		t, ended = m.Ticket, m.Code
 	case wire.TypeHello:
 		t = decode[wire.HelloReply](q).Ticket
+		j.greeted(c)
 	case wire.TypeTicket:
 		t = decode[wire.TicketReply](q).Ticket
 	case wire.TypeSign:
-		t = decode[wire.SignReply](q).Ticket
+		m := decode[wire.SignReply](q)
+		t = m.Ticket
 		if r.sign.Probe == wire.NoProbe {
-			j.released(c, r.sign, now)
+			j.releases(c, r.sign, m.Receipt, now)
 		}
 	case wire.TypeCancel, wire.TypeFence:
 		t = decode[wire.FenceReply](q).Ticket
@@ -338,11 +345,50 @@ func decode[M any](q *wire.Message) (m M) {
 	return m
 }
 
-// released holds one release against G3: not after the lease that began with the
-// ticket, and only while the claim is the newest that the tables have of the key.
-func (j *judge) released(c *conn, m *wire.Sign, now time.Time) {
+// ended: the enclave has seen the end of a connection, so that its lane waits for
+// whoever connects next.
+func (j *judge) ended(c *conn) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.over[c] = true
+}
+
+// greeted: whatever was released on connections of that boot that are over has
+// to be stored before anything is signed on this one.
+func (j *judge) greeted(c *conn) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for old, refs := range j.released {
+		if j.over[old] && old.bootName() == c.bootName() {
+			c.owes = append(c.owes, refs...)
+		}
+	}
+}
+
+// leftBehind looks for receipts that wait in the enclave although more is signed.
+func (j *judge) leftBehind(c *conn) {
+	j.mu.Lock()
+	owes := c.owes
+	c.owes = nil
+	j.mu.Unlock()
+	for _, ref := range owes {
+		if _, err := j.w.tables.Receipt(j.w.ctx, ref); errors.Is(err, store.ErrNotFound) {
+			j.fail("receipt", "%s signs while receipt %d of lane %d is nowhere but in the enclave", c.name, ref.Seq, ref.Lane)
+			return
+		}
+	}
+}
+
+// releases holds one release against G3: not after the lease that began with the
+// ticket, and only while the claim is the newest that the tables have of the key.
+func (j *judge) releases(c *conn, m *wire.Sign, signed []byte, now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if r, err := openReceipt(signed); err != nil {
+		j.failLocked("receipt", "%s released without one: %v", m.BatchID, err)
+	} else {
+		j.released[c] = append(j.released[c], store.ReceiptRef{BootID: r.BootID, Lane: r.Lane, Seq: r.Seq})
+	}
 	issued, known := j.tickets[string(m.Ticket)]
 	lease := time.Duration(m.LeaseMS) * time.Millisecond
 	if !known || now.Sub(issued) >= lease {
@@ -356,6 +402,14 @@ func (j *judge) released(c *conn, m *wire.Sign, now time.Time) {
 	if m.KeyFence <= r.fence && now.After(r.at) {
 		j.failLocked("G3", "%s released under fence %d of its key after %d was acknowledged as revoked", m.BatchID, m.KeyFence, r.fence)
 	}
+}
+
+func openReceipt(raw []byte) (*receipt.Receipt, error) {
+	signed, err := receipt.Decode[receipt.Signed](raw)
+	if err != nil {
+		return nil, err
+	}
+	return receipt.Decode[receipt.Receipt](signed.Body)
 }
 
 func (j *judge) revoked(c *conn, r *revocation, now time.Time) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyhold/keyhold/internal/wire"
 	"github.com/keyhold/keyhold/parent/signclient"
+	"github.com/keyhold/keyhold/parent/store"
 )
 
 // conn is one connection of a parent to an enclave: requests and answers take
@@ -21,7 +22,8 @@ type conn struct {
 	p    *parent
 	e    *enclave
 	name string
-	boot int // of the enclave when the connection was made
+	boot int                // of the enclave when the connection was made
+	owes []store.ReceiptRef // to be stored before the first sign; the judge's
 
 	mu   sync.Mutex
 	owed []*request // not answered, oldest first
@@ -56,7 +58,10 @@ func (p *parent) dialer(e *enclave) (signclient.Dialer, string) {
 		}
 		p.conns = append(p.conns, n)
 		p.mu.Unlock()
-		p.w.running.Go(func() { e.server.Handle(p.w.ctx, &farConn{Conn: far, c: c, late: p.w.dice.of(name + " way")}) })
+		p.w.running.Go(func() {
+			e.server.Handle(p.w.ctx, &farConn{Conn: far, c: c, late: p.w.dice.of(name + " way")})
+			p.w.judge.ended(c)
+		})
 		return n, nil
 	}, name
 }

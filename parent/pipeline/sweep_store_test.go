@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,6 +63,16 @@ func (p *plot) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.on = false
+}
+
+// oneStoreError reports whether all that happened was one answer of the store
+// that said so.
+func (p *plot) oneStoreError() bool {
+	if len(p.faults) != 1 || p.hit != 1 {
+		return false
+	}
+	f := p.faults[0]
+	return (f.way == notApplied || f.way == applied) && strings.HasPrefix(p.calls[f.nth-1], "store.")
 }
 
 func (p *plot) next(name string) way {

@@ -127,6 +127,9 @@ func play(t *testing.T, of phase, how weight, faults ...fault) (p *plot) {
 		if s.checkLight(); how == heavy {
 			s.check()
 		}
+		if of.name == "sign" && p.oneStoreError() {
+			s.checkAttempts()
+		}
 	})
 	return p
 }
@@ -315,6 +318,19 @@ func (s *stage) checkLight() {
 	for _, b := range w.batches() {
 		if _, err := s.tables.Boot(s.t.Context(), b.Receipt.BootID); err != nil {
 			s.t.Errorf("%s: what vouches for its receipt: %v", b.ID, err)
+		}
+	}
+}
+
+// checkAttempts: a store call that failed, whether it was applied or not, costs
+// nothing but another look. Who guesses what became of it pays with an attempt.
+func (s *stage) checkAttempts() {
+	s.t.Helper()
+	for n := range sweepBatches {
+		b, err := s.tables.Batch(s.t.Context(), record.MakeBatchID(importID, n))
+		must(s.t, err)
+		if b.Attempts != 1 {
+			s.t.Errorf("%s took %d attempts: %v", b.ID, b.Attempts, b.History)
 		}
 	}
 }

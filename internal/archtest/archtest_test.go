@@ -128,6 +128,14 @@ var rules = []rule{
 	{root: "internal/refusal", banned: []string{sdk, own("enclave"), own("parent")}, why: "libraries stand below both sides"},
 	{root: "internal/sealed", banned: []string{sdk, own("enclave"), own("parent"), "crypto/hkdf"}, why: "the keyring's format cannot be opened by who reads it"},
 	{root: "internal/wire", banned: []string{sdk, own("enclave"), own("parent")}, why: "libraries stand below both sides"},
+	{
+		root: "internal/eif/...", banned: []string{sdk, own("enclave"), own("parent"), own("attestation"), own("internal/wire"), "net/http", "os/exec"},
+		why: "who judges an image is given bytes",
+	},
+	{
+		root: "internal/image", banned: []string{sdk, own("enclave"), own("parent"), own("attestation"), own("internal/image/imagetest"), "net/http", "os/exec"},
+		why: "who builds an image reads files and calls nobody",
+	},
 	{root: "internal/record", banned: []string{module, "net", "crypto", "golang.org", "github.com"}, why: "record is plain data on the standard library"},
 }
 

@@ -149,3 +149,12 @@ vm-test: eif ## boot the enclave images in a virtual machine and sign 10,000 rec
 	$(ENCLAVE_ENV) go build -trimpath -buildvcs=false -tags $(ENCLAVE_TAGS) -ldflags '$(ENCLAVE_LDFLAGS)' -o bin/vm/testimage ./cmd/internal/guest/testimage
 	CGO_ENABLED=0 go build -trimpath -o bin/vm/bootstrap ./internal/vmtest/bootstrap
 	KEYHOLD_VM=1 go test -count=1 -timeout 15m -parallel 2 -v ./internal/vmtest
+
+# QEMU's own reader of images, as a second judge of checksum and registers. Built once, in some ten minutes.
+.tools/nitro/kernel/version: scripts/nitro-machine scripts/nitro-machine.config
+	nice scripts/nitro-machine .tools/nitro
+
+.PHONY: vm-test-nitro
+vm-test-nitro: .tools/nitro/kernel/version ## boot the enclave image on QEMU's nitro-enclave machine and compare the PCRs (builds QEMU and a kernel first)
+	$(MAKE) --no-print-directory build
+	KEYHOLD_NITRO=$(CURDIR)/.tools/nitro go test -count=1 -timeout 15m -v ./internal/vmtest/nitro

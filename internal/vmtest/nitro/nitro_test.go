@@ -126,18 +126,11 @@ func (m *machine) challenge(t *testing.T, raw []byte) map[int][]byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	var c *signclient.Client
-	for {
-		conn, err := m.vsock.Dial(ctx, wire.EnclavePort)
-		if err == nil {
-			_ = conn.Close()
-			c, err = signclient.Connect(ctx, m.dial, signclient.Options{Logger: slog.New(slog.DiscardHandler)})
-		}
-		if err == nil {
-			break
-		}
+	c, err := signclient.Connect(ctx, m.dial, signclient.Options{Logger: slog.New(slog.DiscardHandler)})
+	for err != nil {
 		select {
 		case <-time.After(50 * time.Millisecond):
+			c, err = signclient.Connect(ctx, m.dial, signclient.Options{Logger: slog.New(slog.DiscardHandler)})
 		case <-ctx.Done():
 			t.Fatalf("the enclave does not listen: %v", err)
 		}

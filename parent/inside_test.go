@@ -121,12 +121,11 @@ func (l *liar) serve(conn net.Conn) {
 			return
 		}
 		var body any
-		switch m.Type {
-		case wire.TypeHello:
+		if m.Type == wire.TypeHello {
 			body = &wire.HelloReply{BootID: record.BootID{1}, State: wire.StateWaiting, ConfigHash: []byte{}, Document: []byte{}, Statement: []byte{}, Ticket: make(wire.Ticket, wire.TicketLen)}
-		case wire.TypeStatus:
+		} else {
 			var req wire.GetStatus
-			if wire.DecodeBody(m, &req) != nil {
+			if m.Type != wire.TypeStatus || wire.DecodeBody(m, &req) != nil {
 				return
 			}
 			body = l.status(&req)
@@ -134,8 +133,6 @@ func (l *liar) serve(conn net.Conn) {
 			case l.asked <- req:
 			default:
 			}
-		default:
-			return
 		}
 		answer, err := wire.Encode(m.ID, m.Type, body)
 		if err != nil || wire.WriteFrame(conn, answer) != nil {

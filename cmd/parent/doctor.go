@@ -80,7 +80,7 @@ The checks: ` + strings.Join(doctor.IDs(), " "),
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringSliceVar(&o.only, "only", nil, "`ids` of the checks to make (default: all)")
-	f.BoolVar(&o.enclaveOptions.json, "json", false, "print JSON")
+	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.StringSliceVar(&o.envFiles, "env-file", nil, "settings `file`; repeat for several (default: the two of the services)")
 	f.StringVar(&o.config, "config", "", "the measured config `file`")
 	f.StringVar(&o.eif, "eif", "", "image `file`")
@@ -153,7 +153,7 @@ func (o *doctorOptions) examine(cmd *cobra.Command) error {
 		return fmt.Errorf("--enclave-cid must be between %d and %d: %w", firstCID, uint32(cidAny-1), refusal.UsageWrong)
 	}
 	s := doctor.Settings{
-		PCR0: o.pcr0, CID: uint32(o.cid), MemoryMiB: o.memoryMiB, CPUs: o.cpus, Listen: o.listen, User: supervisor, //nolint:gosec // G115: just checked
+		PCR0: o.pcr0, CID: uint32(o.cid), MemoryMiB: o.memoryMiB, CPUs: o.cpus, Listen: o.listen, User: supervisor,
 	}
 	var errs []error
 	for from, to := range map[string]*string{o.config: &s.Config, o.eif: &s.EIF} {
@@ -171,7 +171,7 @@ func (o *doctorOptions) examine(cmd *cobra.Command) error {
 		return err
 	}
 	printed := report.Print
-	if o.enclaveOptions.json {
+	if o.json {
 		printed = report.JSON
 	}
 	if err := printed(cmd.OutOrStdout()); err != nil {
@@ -247,7 +247,7 @@ func (o *doctorOptions) probe(ctx context.Context) (time.Time, error) {
 	}
 	c, err := signclient.Connect(ctx, dial, signclient.Options{})
 	if err != nil {
-		return time.Time{}, nil //nolint:nilerr // it answers, and has no connection to spare
+		return time.Time{}, nil // it answers, and has no connection to spare
 	}
 	defer c.Close()
 	status, err := c.Status(ctx)

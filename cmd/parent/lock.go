@@ -21,7 +21,7 @@ func lockFile(path string) func(context.Context) (func(), error) {
 			return nil, fmt.Errorf("lock file: %w", err)
 		}
 		for {
-			err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // G115: a descriptor
+			err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 			if err == nil {
 				return func() { _ = f.Close() }, nil // closing it gives the lock back
 			}

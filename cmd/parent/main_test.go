@@ -28,11 +28,10 @@ func TestMain(m *testing.M) {
 	if folder, err = os.MkdirTemp("", "keyhold-parent-*"); err != nil {
 		panic(err)
 	}
-	code := m.Run()
+	m.Run() // the test binary exits with what it returned
 	if err := os.RemoveAll(folder); err != nil {
 		panic(err)
 	}
-	os.Exit(code)
 }
 
 var build = sync.OnceValues(func() (string, error) {

@@ -29,38 +29,38 @@ func (e *exam) imds(ctx context.Context) Finding {
 		return skip("the metadata service is not asked")
 	}
 	before := e.Now()
-	resp, err := e.ask(ctx, http.MethodPut, imdsToken, "X-aws-ec2-metadata-token-ttl-seconds", "60")
-	if err != nil || resp.StatusCode != http.StatusOK {
+	status, header, err := e.ask(ctx, http.MethodPut, imdsToken, "X-aws-ec2-metadata-token-ttl-seconds", "60")
+	if err != nil || status != http.StatusOK {
 		return fail("the metadata service gives no session token", "turn IMDSv2 on: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required --http-put-response-hop-limit 1")
 	}
-	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil && e.remote.IsZero() {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil && e.remote.IsZero() {
 		// It tells whole seconds: half of one is the best guess.
 		e.remote, e.local, e.source = date.Add(time.Second/2), before.Add(e.Now().Sub(before)/2), "the metadata service's"
 	}
-	if old, err := e.ask(ctx, http.MethodGet, imdsID, "", ""); err == nil && old.StatusCode == http.StatusOK {
+	if old, _, err := e.ask(ctx, http.MethodGet, imdsID, "", ""); err == nil && old == http.StatusOK {
 		return warn("IMDSv1 is on: any request forger on this host gets the role's credentials", "aws ec2 modify-instance-metadata-options --http-tokens required --http-put-response-hop-limit 1")
 	}
 	return good("IMDSv2 answers, and IMDSv1 is off")
 }
 
 // ask makes one request and drops the body.
-func (e *exam) ask(ctx context.Context, method, url, header, value string) (*http.Response, error) {
+func (e *exam) ask(ctx context.Context, method, url, header, value string) (int, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("ask the metadata service: %w", err)
+		return 0, nil, fmt.Errorf("ask the metadata service: %w", err)
 	}
 	if header != "" {
 		req.Header.Set(header, value)
 	}
 	resp, err := e.HTTP(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the metadata service: %w", err)
+		return 0, nil, fmt.Errorf("ask the metadata service: %w", err)
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxFile))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, fmt.Errorf("ask the metadata service: %w", err)
+		return 0, nil, fmt.Errorf("ask the metadata service: %w", err)
 	}
-	return resp, nil
+	return resp.StatusCode, resp.Header, nil
 }
 
 func (e *exam) credentials(ctx context.Context) Finding {

@@ -80,7 +80,7 @@ func (c NitroCLI) call(ctx context.Context, timeout time.Duration, args ...strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.CommandContext(ctx, path, args...) //nolint:gosec // G204: a program of the operator's choice, and no shell
 	var out, errs limited
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay, cmd.Env = &out, &errs, pipeDelay, sdnotify.Without(os.Environ())
 	err = cmd.Run()

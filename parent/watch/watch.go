@@ -158,10 +158,10 @@ func Run(ctx context.Context, c Config) error {
 
 // stopped drops an error that says no more than that ctx ended.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 // watcher is one Run.

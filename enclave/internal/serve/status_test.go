@@ -24,23 +24,38 @@ func TestStatusTellsWhatHappenedInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	wantEvents(t, st.Lines)
 	if st.Signed != 2 || st.Batches != 1 || st.HeapBytes == 0 || st.Dropped != 0 {
 		t.Errorf("%+v", st)
 	}
 	if len(st.RequestRefusals) != 1 || st.RequestRefusals[0] != (wire.CodeCount{Code: string(refusal.TicketInvalid), Count: 1}) {
 		t.Errorf("refusals of requests: %+v", st.RequestRefusals)
 	}
+}
+
+// wantEvents looks for what the test above lets happen.
+func wantEvents(t *testing.T, lines []wire.LogLine) {
+	t.Helper()
 	events := map[string]wire.LogLine{}
-	for _, l := range st.Lines {
+	for _, l := range lines {
 		events[l.Event] = l
 	}
 	for _, want := range []string{"config measured", "keyring open", "keys created", "request refused"} {
 		if _, ok := events[want]; !ok {
-			t.Errorf("nothing tells of %q: %+v", want, st.Lines)
+			t.Errorf("nothing tells of %q: %+v", want, lines)
 		}
 	}
 	if got := fmt.Sprint(events["request refused"].Attrs); !strings.Contains(got, "ticket_invalid") || !strings.Contains(got, "sign") {
 		t.Errorf("the refusal is told as %s", got)
+	}
+}
+
+func TestStatusGoesOnAfterTheCursor(t *testing.T) {
+	s := start(t, enclavetest.Options{})
+	conn, _ := hello(t, s)
+	st, err := enclavetest.Ask[wire.StatusReply](conn, wire.TypeStatus, &wire.GetStatus{Lines: wire.MaxLogLines})
+	if err != nil || len(st.Lines) == 0 {
+		t.Fatalf("%v, %+v", err, st)
 	}
 	again, err := enclavetest.Ask[wire.StatusReply](conn, wire.TypeStatus, &wire.GetStatus{After: st.Newest, Lines: 10})
 	if err != nil || len(again.Lines) != 0 || again.Newest != st.Newest {

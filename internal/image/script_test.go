@@ -45,7 +45,7 @@ func runKernelScript(t *testing.T, fixture, out string) (string, error) {
 	t.Helper()
 	bin := t.TempDir()
 	for name, body := range stubs {
-		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil { //nolint:gosec // a program
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,22 +133,26 @@ func TestTheKernelScriptSaysWhatIsMissing(t *testing.T) {
 	}{
 		{"no such package", func(*testing.T) string { return "nowhere" }, "linux-image-6.12-cloud-amd64"},
 		{"no nsm", func(t *testing.T) string {
+			t.Helper()
 			all := debian()
 			delete(all, "drivers/misc/nsm.ko.xz")
 			return fixture(t, "", all)
 		}, "the kernel " + kernelRelease + " has no module nsm: an enclave cannot work with it"},
 		{"a module that another needs", func(t *testing.T) string {
+			t.Helper()
 			all := debian()
 			delete(all, "net/vmw_vsock/vsock.ko")
 			return fixture(t, "", all)
 		}, "has no module vsock, which vmw_vsock_virtio_transport"},
 		{"a compression that is not known", func(t *testing.T) string {
+			t.Helper()
 			all := debian()
 			all["net/vmw_vsock/vsock.ko.br"] = all["net/vmw_vsock/vsock.ko"]
 			delete(all, "net/vmw_vsock/vsock.ko")
 			return fixture(t, "", all)
 		}, "vsock.ko.br: the compression is unknown"},
 		{"no kernel", func(t *testing.T) string {
+			t.Helper()
 			f := fixture(t, "", debian())
 			if err := os.RemoveAll(filepath.Join(f, "boot")); err != nil {
 				t.Fatal(err)

@@ -65,7 +65,7 @@ type machine struct {
 func start(t *testing.T, file []byte) *machine {
 	t.Helper()
 	folder := machineFolder(t)
-	dir, err := os.MkdirTemp("", "keyhold-nitro-")
+	dir, err := os.MkdirTemp("", "keyhold-nitro-") //nolint:usetesting // its names are too long
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func start(t *testing.T, file []byte) *machine {
 		}
 	})
 	// Debian's firmware; -L names where it is.
-	cmd := exec.CommandContext(ctx, filepath.Join(folder, "qemu-system-x86_64"), //nolint:gosec // the program that was built for this test
+	cmd := exec.CommandContext(ctx, filepath.Join(folder, "qemu-system-x86_64"),
 		"-L", "/usr/share/seabios", "-L", "/usr/share/qemu",
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512",

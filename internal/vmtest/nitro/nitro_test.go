@@ -100,7 +100,7 @@ func (m *machine) heartbeat(t *testing.T) {
 		if err != nil {
 			return
 		}
-		defer c.Close() //nolint:errcheck // the byte has come
+		defer c.Close()
 		var b [1]byte
 		if _, err := io.ReadFull(c, b[:]); err == nil {
 			_, _ = c.Write(b[:])

@@ -21,10 +21,7 @@ func careless(account, parent, stranger string) ([]layer, error) {
 		actions []string
 	}{
 		{"CDK grantDecrypt to the parent", map[string]string{"AWS": parent}, []string{decrypt}},
-		{
-			"CDK grantEncryptDecrypt to another role", map[string]string{"AWS": stranger},
-			[]string{decrypt, "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"},
-		},
+		{"CDK grantEncryptDecrypt to another role", map[string]string{"AWS": stranger}, []string{decrypt, "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"}},
 		{"CreateGrant and Decrypt for a service", map[string]string{"Service": freshService(nil)}, []string{"kms:CreateGrant", decrypt}},
 		{"kms:* for the account's root", map[string]string{"AWS": root}, []string{"kms:*"}},
 		{"kms:De* for everybody", "*", []string{"kms:De*"}},

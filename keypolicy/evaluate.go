@@ -92,16 +92,25 @@ func candidates(statements []Statement, c Caller, action int) []candidate {
 func (s *Statement) suits(caller Caller) bool {
 	for i := range s.Conditions {
 		c := &s.Conditions[i]
+		got := ""
 		switch c.kind {
-		case keyARN:
-			if !c.holds(caller.ARN) {
-				return false
-			}
-		case keyAccount:
-			if !c.holds(caller.account()) {
-				return false
-			}
 		case keyRegister:
+			continue
+		case keyARN:
+			got = caller.ARN
+		case keyAccount:
+			got = caller.account()
+		}
+		if caller.Service != "" && (c.kind == keyAccount || c.Operator == operatorNull) {
+			// Which account KMS sees behind a service, and whether it sees an ARN, is not
+			// documented: an Allow is taken to apply, a Deny not to.
+			if s.Deny {
+				return false
+			}
+			continue
+		}
+		if !c.holds(got) {
+			return false
 		}
 	}
 	return true

@@ -65,7 +65,7 @@ var attested = []string{"kms:Decrypt", "kms:DeriveSharedSecret", "kms:GenerateDa
 
 // contextOf is what KMS knows of a request.
 func contextOf(c keypolicy.Caller, action string, shown keypolicy.Shown) map[string]string {
-	known := map[string]string{}
+	known := map[string]string{"service": c.Service}
 	if c.Service == "" {
 		known["aws:PrincipalArn"] = c.ARN
 		known["aws:PrincipalAccount"] = strings.Split(c.ARN, ":")[4]
@@ -82,10 +82,16 @@ func contextOf(c keypolicy.Caller, action string, shown keypolicy.Shown) map[str
 	return known
 }
 
-func conditionsHold(v any, known map[string]string) bool {
+func conditionsHold(v any, known map[string]string, deny bool) bool {
 	conditions, _ := v.(map[string]any)
 	for op, keys := range conditions {
 		for key, values := range keys.(map[string]any) {
+			if known["service"] != "" && (op == "Null" && key == "aws:PrincipalArn" || strings.HasSuffix(key, "Account")) {
+				if deny { // unknown: against a Deny, for an Allow
+					return false
+				}
+				continue
+			}
 			got, present := known[key]
 			equal := 0
 			for _, want := range list(values) {
@@ -145,7 +151,7 @@ func (w *world) covered(st map[string]any, visit func(ask)) {
 				continue
 			}
 			for s, shown := range w.shown {
-				if conditionsHold(st["Condition"], contextOf(caller, action, shown)) {
+				if conditionsHold(st["Condition"], contextOf(caller, action, shown), st["Effect"] == "Deny") {
 					visit(ask{c, a, s})
 				}
 			}
@@ -157,10 +163,16 @@ func theWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		callers: []keypolicy.Caller{
-			{ARN: parent}, {ARN: admin}, {ARN: stranger}, {ARN: rootUser}, {ARN: "arn:aws:iam::" + account + ":user/joe"},
+			{ARN: parent},
+			{ARN: admin},
+			{ARN: stranger},
+			{ARN: rootUser},
+			{ARN: "arn:aws:iam::" + account + ":user/joe"},
 			{ARN: stranger, Session: "arn:aws:sts::" + account + ":assumed-role/dashboard/someone"},
-			{ARN: "arn:aws:iam::" + foreign + ":root"}, {ARN: "arn:aws:iam::" + foreign + ":role/parent"},
-			{Service: "dynamodb.amazonaws.com"}, {Service: "ec2.amazonaws.com"},
+			{ARN: "arn:aws:iam::" + foreign + ":root"},
+			{ARN: "arn:aws:iam::" + foreign + ":role/parent"},
+			{Service: "dynamodb.amazonaws.com"},
+			{Service: "ec2.amazonaws.com"},
 		},
 		actions: []string{
 			"kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyPair", "kms:GenerateRandom", "kms:Encrypt", "kms:ReEncryptFrom",
@@ -188,9 +200,16 @@ func theWorld(t testing.TB) *world {
 func drawStatement(t *rapid.T, label string) map[string]any {
 	session := "arn:aws:sts::" + account + ":assumed-role/dashboard/someone"
 	who := rapid.SampledFrom([]any{
-		"*", map[string]any{"AWS": "*"}, map[string]any{"AWS": parent}, map[string]any{"AWS": rootUser}, map[string]any{"AWS": account},
-		map[string]any{"AWS": []any{admin, stranger}}, map[string]any{"AWS": session}, map[string]any{"Service": "dynamodb.amazonaws.com"},
-		map[string]any{"AWS": parent, "Service": []any{"ec2.amazonaws.com"}}, map[string]any{"AWS": foreign},
+		"*",
+		map[string]any{"AWS": "*"},
+		map[string]any{"AWS": parent},
+		map[string]any{"AWS": rootUser},
+		map[string]any{"AWS": account},
+		map[string]any{"AWS": []any{admin, stranger}},
+		map[string]any{"AWS": session},
+		map[string]any{"Service": "dynamodb.amazonaws.com"},
+		map[string]any{"AWS": parent, "Service": []any{"ec2.amazonaws.com"}},
+		map[string]any{"AWS": foreign},
 		map[string]any{"AWS": []any{"arn:aws:iam::" + account + ":user/joe", parent}},
 	}).Draw(t, label+" principal")
 	actions := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{
@@ -222,7 +241,8 @@ func drawConditions(t *rapid.T, label string) map[string]any {
 		kind := rapid.SampledFrom([]of{
 			{
 				[]string{"StringEquals", "StringNotEquals", "StringEqualsIgnoreCase", "StringNotEqualsIgnoreCase", "StringLike", "StringNotLike"},
-				[]string{"kms:RecipientAttestation:PCR0", "kms:RecipientAttestation:PCR16", "kms:RecipientAttestation:ImageSha384"}, register,
+				[]string{"kms:RecipientAttestation:PCR0", "kms:RecipientAttestation:PCR16", "kms:RecipientAttestation:ImageSha384"},
+				register,
 			},
 			{[]string{"ArnEquals", "ArnNotEquals", "ArnLike", "ArnNotLike", "StringEquals", "StringNotEquals"}, []string{"aws:PrincipalArn"}, arns},
 			{[]string{"StringEquals", "StringNotEquals"}, []string{"aws:PrincipalAccount", "kms:CallerAccount"}, accounts},
@@ -469,14 +489,8 @@ func TestNothingGetsThroughAPolicyThatWasProved(t *testing.T) {
 		}
 		proved++
 		for a := range w.let(t, raw) {
-			action, caller := w.actions[a.action], w.callers[a.caller]
-			switch {
-			case action == "kms:DescribeKey", action == "kms:GenerateRandom":
-			case action == "kms:DisableKey" && caller.ARN == admin, action == "kms:PutKeyPolicy" && caller.ARN == admin:
-			case (action == "kms:Decrypt" || action == "kms:GenerateDataKey") && caller.ARN == parent &&
-				w.shown[a.shown][0] == pcr(t, "a1").String() && w.shown[a.shown][16] == pcr(t, "c1").String():
-			default:
-				rt.Fatalf("%+v can %s with %v\n%s", caller, action, w.shown[a.shown], raw)
+			if !w.mayBe(a, s) {
+				rt.Fatalf("%+v can %s with %v\n%s", w.callers[a.caller], w.actions[a.action], w.shown[a.shown], raw)
 			}
 		}
 	})
@@ -484,4 +498,18 @@ func TestNothingGetsThroughAPolicyThatWasProved(t *testing.T) {
 	if proved == 0 || loose == 0 {
 		t.Error("only one of the answers was ever given")
 	}
+}
+
+// mayBe reports whether a request may get through a policy of that spec.
+func (w *world) mayBe(a ask, s keypolicy.Spec) bool {
+	arn, shown := w.callers[a.caller].ARN, w.shown[a.shown]
+	switch w.actions[a.action] {
+	case "kms:DescribeKey", "kms:GenerateRandom":
+		return true
+	case "kms:DisableKey", "kms:PutKeyPolicy":
+		return arn == admin
+	case "kms:Decrypt", "kms:GenerateDataKey":
+		return arn == parent && shown[0] == s.Pairs[0].PCR0.String() && shown[16] == s.Pairs[0].PCR16.String()
+	}
+	return false
 }

@@ -74,8 +74,11 @@ func meansMore(action string, all []string) bool {
 func mutatePrincipals(s map[string]any, add func(string, func(map[string]any))) {
 	if s["Effect"] == "Deny" {
 		narrow := []any{
-			map[string]any{"AWS": account}, map[string]any{"AWS": rootUser}, map[string]any{"AWS": admin},
-			map[string]any{"AWS": []string{admin, stranger}}, map[string]any{"Service": "dynamodb.amazonaws.com"},
+			map[string]any{"AWS": account},
+			map[string]any{"AWS": rootUser},
+			map[string]any{"AWS": admin},
+			map[string]any{"AWS": []string{admin, stranger}},
+			map[string]any{"Service": "dynamodb.amazonaws.com"},
 		}
 		if !strings.HasPrefix(s["Sid"].(string), "NoOther") && !strings.HasPrefix(s["Sid"].(string), "NoImage") {
 			// About documents a Deny for the parent would do, since OnlyTheParentRole refuses all others.

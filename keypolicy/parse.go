@@ -118,8 +118,31 @@ func parseStatement(v any) (Statement, error) {
 			return Statement{}, unknown("it has no " + name)
 		}
 	}
-	var s Statement
+	s, err := parseHead(o)
+	if err != nil {
+		return Statement{}, err
+	}
+	if s.Principal, err = parsePrincipal(o["Principal"]); err != nil {
+		return Statement{}, fmt.Errorf("its Principal: %w", err)
+	}
+	if s.Actions, s.covers, err = parseActions(o["Action"]); err != nil {
+		return Statement{}, fmt.Errorf("its Action: %w", err)
+	}
+	if resources, err := texts(o["Resource"]); err != nil || len(resources) != 1 || resources[0] != "*" {
+		return Statement{}, unknown(`Resource must be "*", which is the key that the policy belongs to`)
+	}
+	if condition, given := o["Condition"]; given {
+		if s.Conditions, err = parseConditions(condition); err != nil {
+			return Statement{}, fmt.Errorf("its Condition: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// parseHead reads Sid and Effect.
+func parseHead(o object) (s Statement, err error) {
 	if sid, given := o["Sid"]; given {
+		var ok bool
 		if s.Sid, ok = sid.(string); !ok || !sidForm.MatchString(s.Sid) {
 			return Statement{}, malformed("Sid must be printable ASCII of up to 128 characters")
 		}
@@ -130,21 +153,6 @@ func parseStatement(v any) (Statement, error) {
 		s.Deny = true
 	default:
 		return Statement{}, malformed("Effect must be Allow or Deny")
-	}
-	var err error
-	if s.Principal, err = parsePrincipal(o["Principal"]); err != nil {
-		return Statement{}, fmt.Errorf("Principal: %w", err)
-	}
-	if s.Actions, s.covers, err = parseActions(o["Action"]); err != nil {
-		return Statement{}, fmt.Errorf("Action: %w", err)
-	}
-	if resources, err := texts(o["Resource"]); err != nil || len(resources) != 1 || resources[0] != "*" {
-		return Statement{}, unknown(`Resource must be "*", which is the key that the policy belongs to`)
-	}
-	if condition, given := o["Condition"]; given {
-		if s.Conditions, err = parseConditions(condition); err != nil {
-			return Statement{}, fmt.Errorf("Condition: %w", err)
-		}
 	}
 	return s, nil
 }
@@ -172,26 +180,33 @@ func parsePrincipal(v any) (Principals, error) {
 			return Principals{}, unknown("a kind that is neither AWS nor Service")
 		}
 	}
-	for _, name := range p.Services {
-		if !serviceForm.MatchString(name) {
-			return Principals{}, unknown("a service that has no name of one")
-		}
+	if err := p.check(); err != nil {
+		return Principals{}, err
 	}
-	for _, arn := range p.AWS {
-		switch {
-		case arn == "*":
-			p.Everybody = true
-		case idForm.MatchString(arn):
-			return Principals{}, unknown("a unique id, which KMS shows in place of a role or user that was deleted")
-		case !accountForm.MatchString(arn) && !rootForm.MatchString(arn) && !roleForm.MatchString(arn) &&
-			!userForm.MatchString(arn) && !sessionForm.MatchString(arn):
-			return Principals{}, unknown("an AWS principal that is no account, role, session of a role or user")
-		}
-	}
-	if p.Everybody {
-		p.AWS, p.Services = nil, nil
+	if slices.Contains(p.AWS, "*") {
+		return Principals{Everybody: true}, nil
 	}
 	return p, nil
+}
+
+// check refuses names of principals that are not understood.
+func (p *Principals) check() error {
+	for _, name := range p.Services {
+		if !serviceForm.MatchString(name) {
+			return unknown("a service that has no name of one")
+		}
+	}
+	forms := []*regexp.Regexp{accountForm, rootForm, roleForm, userForm, sessionForm}
+	for _, arn := range p.AWS {
+		switch {
+		case arn == "*", slices.ContainsFunc(forms, func(f *regexp.Regexp) bool { return f.MatchString(arn) }):
+		case idForm.MatchString(arn):
+			return unknown("a unique id, which KMS shows in place of a role or user that was deleted")
+		default:
+			return unknown("an AWS principal that is no account, role, session of a role or user")
+		}
+	}
+	return nil
 }
 
 func parseActions(v any) ([]string, [64]bool, error) {

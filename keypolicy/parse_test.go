@@ -18,11 +18,11 @@ const sound = `{"Version":"2012-10-17","Statement":[{"Sid":"a b","Effect":"Allow
 func soundPolicy() string { return strings.ReplaceAll(sound, "@", strings.Repeat("Ab", 48)) }
 
 func TestWhatCannotBeUnderstoodIsRefused(t *testing.T) {
-	replace := func(old, new string) string {
+	replace := func(old, other string) string {
 		if !strings.Contains(soundPolicy(), old) {
 			t.Fatalf("there is no %q", old)
 		}
-		return strings.Replace(soundPolicy(), old, new, 1)
+		return strings.Replace(soundPolicy(), old, other, 1)
 	}
 	pcrs := `{"kms:RecipientAttestation:PCR0":["` + strings.Repeat("Ab", 48) + `"]}`
 	operator := func(name, body string) string {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -151,16 +150,4 @@ func (s *Statement) Text() string {
 		panic("keypolicy: strings and maps of strings do not encode: " + err.Error())
 	}
 	return strings.TrimSuffix(out.String(), "\n")
-}
-
-// place names a statement by its number, counted from 1, and its Sid.
-func (p Policy) place(i int) string {
-	if i < 0 || i >= len(p.statements) {
-		return "no statement"
-	}
-	text := "statement " + strconv.Itoa(i+1)
-	if sid := p.statements[i].Sid; sid != "" {
-		text += " (" + sid + ")"
-	}
-	return text
 }

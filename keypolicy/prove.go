@@ -171,34 +171,33 @@ func (j *judge) fit(s *Statement) []bool {
 func (j *judge) derive() {
 	j.pair = namedPairs(j.policy.statements, j.universe.shown)
 	pairs := map[Pair]bool{}
-	var users, takers, admins, readers []string
+	able := map[Class][]string{} // roles that are named in an Allow
+	var users []string           // of these, who releases with a pair
 	for i, a := range actions {
 		j.each(j.given.statements, i, func(c, s int, d Decision) {
 			arn := j.universe.callers[c].ARN
 			if d.Outcome != Allowed || !isRole(arn) || accountOf(arn) != j.want.Account || !j.isNamed(arn, i) {
 				return
 			}
-			switch a.Class {
-			case Releasing:
-				takers = append(takers, arn)
-				if j.pair[s] != nil {
-					users = append(users, arn)
-					pairs[*j.pair[s]] = true
-					j.result.Creating = j.result.Creating || a.Name == generateDataKey
-				}
-			case Changing, Administering:
-				admins = append(admins, arn)
-			case Reading:
-				readers = append(readers, arn)
-			case Moving, Using, Account:
+			able[a.Class] = append(able[a.Class], arn)
+			if a.Class == Releasing && j.pair[s] != nil {
+				users = append(users, arn)
+				pairs[*j.pair[s]] = true
+				j.result.Creating = j.result.Creating || a.Name == generateDataKey
 			}
 		})
 	}
 	j.result.Pairs = slices.SortedFunc(maps.Keys(pairs), Pair.compare)
-	j.deriveRoles(unique(admins), unique(users), unique(takers), unique(readers))
+	admins := unique(slices.Concat(able[Changing], able[Administering]))
+	j.deriveRoles(admins, unique(users), unique(able[Releasing]), unique(able[Reading]))
 	if j.result.Mode = Sealed; j.anybodyCanChange() {
 		j.result.Mode = Managed
 	}
+	j.sort()
+}
+
+// sort says of each document and caller of the universe what it is.
+func (j *judge) sort() {
 	j.docs = make([]int, len(j.universe.shown))
 	for i, s := range j.universe.shown {
 		kind := j.kindOfShown(s)

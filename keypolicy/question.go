@@ -102,8 +102,9 @@ type shownKind struct {
 	want  Answer // may the parent role release with it
 }
 
-func (j *judge) kindOfShown(s Shown) shownKind {
-	var image, config, pair int
+// match returns the numbers, from 1, of pairs that have the document's image, its
+// config, and both.
+func (j *judge) match(s Shown) (image, config, pair int) {
 	for i, p := range j.pairs() {
 		sameImage, sameConfig := p.PCR0.String() == s[0], p.PCR16.String() == s[16]
 		if sameImage {
@@ -116,6 +117,11 @@ func (j *judge) kindOfShown(s Shown) shownKind {
 			pair = i + 1
 		}
 	}
+	return image, config, pair
+}
+
+func (j *judge) kindOfShown(s Shown) shownKind {
+	image, config, pair := j.match(s)
 	switch {
 	case len(s) == 0:
 		return shownKind{0, "no attestation document", No}
@@ -229,25 +235,14 @@ type tally struct {
 // ask puts every question to the policy as it is, with each careless addition,
 // and, where it must be exact, without its Denies.
 func (j *judge) ask() {
-	allows := slices.DeleteFunc(slices.Clone(j.given.statements), func(s Statement) bool { return s.Deny })
+	allows := slices.Clone(j.given.statements)
+	for i := range allows {
+		if allows[i].Deny {
+			allows[i].covers = [64]bool{} // it stays where it is, so that numbers of statements are right
+		}
+	}
 	for i, a := range actions {
-		j.each(j.given.statements, i, func(c, s int, d Decision) {
-			f := j.fact(i, c, s)
-			f.Requests++
-			allowed := d.Outcome == Allowed
-			kind := Kind(0)
-			switch {
-			case allowed && f.Want == No && a.Class == Reading:
-				kind = Wide
-			case allowed && f.Want == No:
-				kind = Leak
-			case !allowed && f.Want == Yes:
-				kind = Lack
-			}
-			if kind > f.kind || f.Requests == 1 {
-				f.kind, f.Allowed, f.By = max(kind, f.kind), allowed, d.Statement+1
-			}
-		})
+		j.each(j.given.statements, i, func(c, s int, d Decision) { j.fact(i, c, s).given(a.Class, d) })
 		if j.want.Exact {
 			j.each(allows, i, func(c, s int, d Decision) {
 				if f := j.fact(i, c, s); d.Outcome == Allowed && f.Want == No && f.kind < Wide {
@@ -267,6 +262,24 @@ func (j *judge) ask() {
 				}
 			})
 		}
+	}
+}
+
+// given counts the answer of the policy as it is. Whoever reads more than he needs
+// lets nothing out.
+func (f *tally) given(class Class, d Decision) {
+	f.Requests++
+	allowed, kind := d.Outcome == Allowed, Kind(0)
+	switch {
+	case allowed && f.Want == No && class == Reading:
+		kind = Wide
+	case allowed && f.Want == No:
+		kind = Leak
+	case !allowed && f.Want == Yes:
+		kind = Lack
+	}
+	if kind > f.kind || f.Requests == 1 {
+		f.kind, f.Allowed, f.By = kind, allowed, d.Statement+1
 	}
 }
 

@@ -2,6 +2,7 @@ package keypolicy_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -73,7 +74,7 @@ func TestPublishedSamplesAreLoose(t *testing.T) {
 		},
 		"S3's sample: a service may use the key for requests of the account": {
 			[]string{statement("Allow", `{"Service":"s3.amazonaws.com"}`, `["kms:Decrypt","kms:GenerateDataKey*"]`,
-				`{"StringEquals":{"kms:CallerAccount":"`+account+`"}}`), statement("Allow", `{"Service":"s3.amazonaws.com"}`, `"kms:GenerateDataKey*"`, "")},
+				`{"StringEquals":{"kms:CallerAccount":"`+account+`"}}`)},
 			[]string{"an AWS service / no attestation document / kms:GenerateDataKey"},
 		},
 		"a key shared with another account": {
@@ -191,5 +192,22 @@ func TestAPolicyOfAnotherAccountIsLoose(t *testing.T) {
 	}
 	if _, err := (keypolicy.Policy{}).Prove(keypolicy.Expectation{Account: account}); !errors.Is(err, keypolicy.ErrNotUnderstood) {
 		t.Error(err)
+	}
+}
+
+// A finding names the statement by its number in the policy, wherever the Denies stand.
+func TestAFindingNamesTheRightStatement(t *testing.T) {
+	s := specs(t)["one pair"]
+	doc := tree(t, add(t, build(t, s), statement("Allow", `{"AWS":"`+stranger+`"}`, `"kms:Decrypt"`, "")))
+	list := doc["Statement"].([]any)
+	number := len(list)
+	r, err := keypolicy.Prove([]byte(text(t, doc)), s.Expectation())
+	if want := fmt.Sprintf("statement %d lets another principal of the account", number); !errors.Is(err, keypolicy.ErrLoose) || !strings.HasPrefix(r.Findings[0].Text, want) {
+		t.Errorf("%v, want %s", err, want)
+	}
+	slices.Reverse(list)
+	r, err = keypolicy.Prove([]byte(text(t, doc)), s.Expectation())
+	if want := "statement 1 lets another principal of the account"; !errors.Is(err, keypolicy.ErrLoose) || !strings.HasPrefix(r.Findings[0].Text, want) {
+		t.Errorf("%v, want %s", err, want)
 	}
 }

@@ -36,8 +36,8 @@ func TestAnEnclaveLivesInAMachine(t *testing.T) {
 	s.connect().Close()
 	serving := time.Since(began)
 	s.onlyTheParentIsServed()
-	s.provision(w, raw)
 	s.await(vm, `"msg":"config measured"`)
+	s.provision(w, raw)
 	s.await(vm, `"msg":"keyring open"`, `"created":true`)
 	inside := s.signed("at-rest", atRest, 1)
 	log := vm.Console()
@@ -61,7 +61,7 @@ func TestAnEnclaveLivesInAMachine(t *testing.T) {
 		t.Errorf("the audit found %+v", r)
 	}
 	outside := rateOutside(t)
-	t.Logf("image %.1f MB; heartbeat after %.1f s, serving after %.1f s", b.size, beat.Seconds(), serving.Seconds())
+	t.Logf("image of %.1f MB: heartbeat %.1f s after the start, serving after %.1f s", b.size, beat.Seconds(), serving.Seconds())
 	t.Logf("%.0f records per second in the machine, %.0f outside of it, ratio %.3f", inside, outside, inside/outside)
 	t.Logf("%d signatures and %d receipts of %d boots verified, up to a test's authority in place of AWS's", r.Proved, r.Receipts, r.Boots)
 	t.Logf("the console of the first boot:\n%s", log)

@@ -59,6 +59,18 @@ func (q *Queue) Resume(base uint16) {
 	q.guest.Do(SetVringEnable, q.state(1))
 }
 
+// Pause keeps the device from the queue until Continue.
+func (q *Queue) Pause() {
+	q.t.Helper()
+	q.guest.Do(SetVringEnable, q.state(0))
+}
+
+// Continue lets the device look at the queue, which may end it.
+func (q *Queue) Continue() {
+	q.t.Helper()
+	q.guest.Send(SetVringEnable, q.state(1))
+}
+
 // Configure sends everything but the eventfds.
 func (q *Queue) Configure(base uint16) {
 	q.t.Helper()

@@ -328,14 +328,14 @@ func TestConfigSpaceIsReadInParts(t *testing.T) {
 func TestADisabledQueueIsNotServed(t *testing.T) {
 	g, _ := attached(t)
 	q := g.Start(0, 8)
-	g.Do(fakeguest.SetVringEnable, make([]byte, 8))
+	q.Pause()
 	q.Add(fakeguest.Part{Out: []byte("x")}, fakeguest.Part{In: 1})
 	q.Kick()
 	g.Ask(fakeguest.GetQueueNum, nil)
 	if _, _, ok := q.Used(); ok {
 		t.Fatal("it was served")
 	}
-	g.Do(fakeguest.SetVringEnable, binary.LittleEndian.AppendUint64(nil, 1<<32))
+	q.Continue()
 	if _, n := q.Await(); n != 1 {
 		t.Errorf("%d bytes", n)
 	}

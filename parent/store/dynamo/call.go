@@ -194,13 +194,22 @@ func (s *Store) now(ctx context.Context, what string, o outcome, table string, k
 
 // putAbsent puts m where no item of its key is. Otherwise it returns that item.
 func (s *Store) putAbsent(ctx context.Context, what, table, key string, m item) (old item, err error) {
-	return s.put(ctx, what, table, m, when{expression: "attribute_not_exists(" + key + ")"})
+	return s.put(ctx, what, table, m, absent(key))
 }
+
+// absent is the condition that there is no item.
+func absent(key string) when { return when{expression: "attribute_not_exists(" + key + ")"} }
 
 // put puts m under a condition. Where it does not hold it returns the item that
 // is there.
 func (s *Store) put(ctx context.Context, what, table string, m item, w when) (old item, err error) {
-	r, err := s.write(ctx, what, &attempts{}, func(ctx context.Context, o ...option) error {
+	return s.putNoting(ctx, what, table, m, w, &attempts{})
+}
+
+// putNoting is put for an item that others may change again at once, as
+// updateNoting is for update.
+func (s *Store) putNoting(ctx context.Context, what, table string, m item, w when, a *attempts) (old item, err error) {
+	r, err := s.write(ctx, what, a, func(ctx context.Context, o ...option) error {
 		_, err := s.client.PutItem(ctx, &dynamodb.PutItemInput{
 			TableName:                           s.table(table),
 			Item:                                m,

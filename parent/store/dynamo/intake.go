@@ -24,7 +24,8 @@ func (s *Store) OpenImport(ctx context.Context, i store.Import) (store.Import, e
 	i.State = store.ImportOpen
 	i.Duplicates, i.Batches, i.DoneAt = 0, 0, time.Time{}
 	fresh := importItem(i)
-	old, err := s.putAbsent(ctx, what, tableImports, aImport, fresh)
+	var a attempts
+	old, err := s.putNoting(ctx, what, tableImports, fresh, absent(aImport), &a)
 	if err != nil {
 		return store.Import{}, err
 	}
@@ -35,6 +36,8 @@ func (s *Store) OpenImport(ctx context.Context, i store.Import) (store.Import, e
 	switch {
 	case err != nil:
 		return store.Import{}, fmt.Errorf("%s: %w", what, err)
+	case there.State == store.ImportAborted && i.SameInput(&there):
+		return store.Import{}, a.refuse(what, store.ErrAborted) // it may be ours that somebody aborted
 	case there.State == store.ImportAborted:
 		return store.Import{}, fmt.Errorf("%s: %w", what, store.ErrAborted)
 	case !i.SameInput(&there):
@@ -46,7 +49,7 @@ func (s *Store) OpenImport(ctx context.Context, i store.Import) (store.Import, e
 // ReserveRecord implements store.Intake.
 func (s *Store) ReserveRecord(ctx context.Context, ref store.RecordRef, over *store.RecordRef) (store.RecordRef, error) {
 	const what = "reserve record"
-	w := when{expression: "attribute_not_exists(" + aRecord + ")"}
+	w := absent(aRecord)
 	if over != nil {
 		w = same(recordItem(*over), aBatch, aIndex, aHash).orAbsent(aRecord)
 	}

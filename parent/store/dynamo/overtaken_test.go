@@ -1,6 +1,7 @@
 package dynamo_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -70,5 +71,28 @@ func TestAWriteThatWasAppliedAndOvertakenIsUnknown(t *testing.T) {
 				t.Errorf("the batch was not overtaken: %+v", now)
 			}
 		})
+	}
+}
+
+// The same where the import that somebody aborts is the one whose answer was
+// lost. Asked again, the store says plainly that it was aborted.
+func TestAnImportThatWasOpenedAndAbortedMeanwhileIsUnknown(t *testing.T) {
+	name := prefix()
+	clean := newStore(t, dynamo.Options{Prefix: name})
+	abort := func(call fault.Call) fault.Fault {
+		switch {
+		case call.Operation != "PutItem":
+		case call.Nth == 1:
+			return fault.Fault{Kind: fault.DropAnswer}
+		case call.Nth == 2:
+			must[int](t)(clean.AbortImport(t.Context(), world(1).importID()))
+		}
+		return fault.Fault{}
+	}
+	if _, err := faulty(t, name, abort).OpenImport(t.Context(), world(1).newImport()); err == nil || sentinel(err) {
+		t.Errorf("error %v, want one that is no sentinel", err)
+	}
+	if _, err := clean.OpenImport(t.Context(), world(1).newImport()); !errors.Is(err, store.ErrAborted) {
+		t.Errorf("asked again: %v, want that it was aborted", err)
 	}
 }

@@ -93,23 +93,24 @@ func conditionsHold(v any, known map[string]string, deny bool) bool {
 				continue
 			}
 			got, present := known[key]
-			equal := 0
-			for _, want := range list(values) {
-				if strings.EqualFold(want, got) { // register values are hex, and ARNs and accounts differ in more than case here
-					equal++
-				}
-			}
-			switch {
-			case op == "Null" && present == (fmt.Sprint(values) == "true"):
-				return false
-			case op != "Null" && strings.Contains(op, "Not") && present && equal > 0:
-				return false
-			case op != "Null" && !strings.Contains(op, "Not") && (!present || equal == 0):
+			if !oneHolds(op, list(values), got, present) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+func oneHolds(op string, values []string, got string, present bool) bool {
+	if op == "Null" {
+		return present == (values[0] == "false")
+	}
+	// Register values are hex, and ARNs and accounts differ in more than case here.
+	equal := present && slices.ContainsFunc(values, func(want string) bool { return strings.EqualFold(want, got) })
+	if strings.Contains(op, "Not") {
+		return !equal
+	}
+	return equal
 }
 
 type ask struct{ caller, action, shown int }

@@ -136,6 +136,7 @@ var rules = []rule{
 		root: "internal/image", banned: []string{sdk, own("enclave"), own("parent"), own("attestation"), own("internal/image/imagetest"), "net/http", "os/exec"},
 		why: "who builds an image reads files and calls nobody",
 	},
+	{root: "keypolicy", banned: []string{module, "net", "golang.org", "github.com"}, why: "the lock is judged by the standard library alone, inside the image and outside"},
 	{root: "internal/record", banned: []string{module, "net", "crypto", "golang.org", "github.com"}, why: "record is plain data on the standard library"},
 }
 

@@ -141,7 +141,7 @@ func (o *enclaveOptions) run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	if w := service.Watchdog(); w > 0 && w < o.patience+2*o.every {
-		log.WarnContext(ctx, "the watchdog of systemd is shorter than the patience with the enclave", slog.Duration("watchdog", w), slog.Duration("patience", o.patience))
+		log.WarnContext(ctx, "the watchdog of systemd is shorter than the patience with the enclave", slog.String("watchdog", w.String()), slog.String("patience", o.patience.String()))
 	}
 	return watch.Run(ctx, cfg)
 }

@@ -88,7 +88,7 @@ func (e *exam) tables(ctx context.Context) Finding {
 	case errors.Is(err, refusal.TablesMissing):
 		return fail("tables are missing, or not active yet", "keyhold tables create, or the stack of infra/; and look at KEYHOLD_TABLE_PREFIX")
 	case errors.Is(err, refusal.StoreDenied):
-		return fail("DynamoDB denies this role", "give the role dynamodb:DescribeTable and the actions of docs/host.md on the tables")
+		return fail("DynamoDB denies this role", "give the role of this host dynamodb:DescribeTable and the other actions that the stack of infra/ grants on the tables")
 	}
 	return fail("the tables cannot be looked at: "+reason(err), "look at the route to DynamoDB: the gateway endpoint and its policy")
 }

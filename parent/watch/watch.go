@@ -245,7 +245,7 @@ func (w *watcher) launch(ctx context.Context) error {
 		if attempt >= w.Attempts || !mayHelp(err) {
 			return fmt.Errorf("start the enclave, attempt %d of %d: %w", attempt, w.Attempts, err)
 		}
-		w.Logger.WarnContext(ctx, "enclave not started, trying again", slog.Int("attempt", attempt), slog.Any("codes", codes(err)), slog.Duration("wait", wait))
+		w.Logger.WarnContext(ctx, "enclave not started, trying again", slog.Int("attempt", attempt), slog.Any("codes", codes(err)), slog.Int64("wait_ms", wait.Milliseconds()))
 		if err := pause(ctx, wait); err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func (w *watcher) watch(ctx context.Context) error {
 			last = time.Now()
 			w.Notify(Answered)
 		} else if ctx.Err() == nil {
-			w.Logger.WarnContext(ctx, "enclave does not answer", slog.Duration("since", time.Since(last).Round(time.Second)), slog.Any("error", err))
+			w.Logger.WarnContext(ctx, "enclave does not answer", slog.Int64("since_ms", time.Since(last).Milliseconds()), slog.Any("error", err))
 		}
 		if err != nil || round%describeEvery == 0 {
 			if gone := w.look(ctx); gone != nil {

@@ -221,20 +221,20 @@ func (o *doctorOptions) host() doctor.Host {
 
 // measureEIF reads and measures an image file with Keyhold's own code: the
 // supervisor asks nitro-cli, so two programs look at it.
-func measureEIF(_ context.Context, path string) (watch.Measurements, error) {
+func measureEIF(_ context.Context, path string) (eif.Measurements, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return watch.Measurements{}, fmt.Errorf("image: %w", err)
+		return eif.Measurements{}, fmt.Errorf("image: %w", err)
 	}
 	img, err := eif.Parse(raw)
 	if err != nil {
-		return watch.Measurements{}, fmt.Errorf("image: %w", err)
+		return eif.Measurements{}, fmt.Errorf("image: %w", err)
 	}
 	m, err := img.Measure()
 	if err != nil {
-		return watch.Measurements{}, fmt.Errorf("image: %w", err)
+		return eif.Measurements{}, fmt.Errorf("image: %w", err)
 	}
-	return watch.Measurements{PCR0: m.PCR0, PCR1: m.PCR1, PCR2: m.PCR2, PCR8: m.PCR8}, nil
+	return m, nil
 }
 
 // probe challenges the enclave and reads its clock.

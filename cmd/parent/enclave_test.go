@@ -51,7 +51,7 @@ func TestTheEnclaveCommandsTeachAndRefuse(t *testing.T) {
 		{"without anything", []string{"enclave", "run"}, 2, "an image file is needed"},
 		{"an argument", with("now"), 2, "unexpected argument"},
 		{"no such measurements", []string{"enclave", "run", "--eif", "image.eif", "--measurements", "missing.json"}, 2, "missing.json"},
-		{"measurements of a debug image", []string{"enclave", "run", "--eif", "image.eif", "--measurements", "debug.json"}, 2, "not all zero"},
+		{"measurements of a debug image", []string{"enclave", "run", "--eif", "image.eif", "--measurements", "debug.json"}, 2, "which is debug mode"},
 		{"debug mode without its words", with("--debug-mode", "true"), 2, "yes-this-enclave-has-no-secrets"},
 		{"debug mode as a switch", with("--debug-mode"), 2, "flag needs an argument"},
 		{"the parent's own CID", with("--enclave-cid", "3"), 2, "--enclave-cid must be between 4"},

@@ -2,13 +2,11 @@ package main
 
 import (
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/parent/watch"
 )
 
 const pcrLen = 48 // bytes: SHA-384
@@ -43,33 +41,21 @@ func parsePCR(text string) ([]byte, error) {
 	return b, nil
 }
 
-// readMeasurements reads what nitro-cli build-enclave prints. PCR0 to 2 are
-// wanted as they stand there; others do not describe the image.
+// readMeasurements reads what nitro-cli and keyhold image build print: PCR0 to 2,
+// and PCR8 where the image is signed, are wanted as they stand there.
 func readMeasurements(path string) (attestation.Image, error) {
-	raw, err := os.ReadFile(path)
+	m, err := watch.ReadMeasurements(path)
 	if err != nil {
 		return attestation.Image{}, fmt.Errorf("%w: %w", err, refusal.UsageWrong)
 	}
-	var file struct {
-		Measurements map[string]string
-	}
-	if err := json.Unmarshal(raw, &file); err != nil {
-		return attestation.Image{}, fmt.Errorf("not the JSON of nitro-cli build-enclave: %w", refusal.UsageWrong)
-	}
 	img := attestation.Image{PCRs: map[int][]byte{}}
-	var errs []error
-	for i := range 3 {
-		name := fmt.Sprintf("PCR%d", i)
-		text, ok := file.Measurements[name]
-		if !ok && i > 0 {
+	for i, text := range map[int]string{0: m.PCR0, 1: m.PCR1, 2: m.PCR2, 8: m.PCR8} {
+		if text == "" { // PCR8 of an image that is not signed
 			continue
 		}
-		pcr, err := parsePCR(text)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("measurement %s: %w", name, err))
-			continue
+		if img.PCRs[i], err = parsePCR(text); err != nil {
+			return attestation.Image{}, err
 		}
-		img.PCRs[i] = pcr
 	}
-	return img, errors.Join(errs...)
+	return img, nil
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/parent/watch"
 )
@@ -64,7 +65,7 @@ type Host struct {
 	NitroVersion func(context.Context) (string, error)
 	Enclaves     func(context.Context) ([]watch.Enclave, error)
 	// Measure measures an image file.
-	Measure func(ctx context.Context, path string) (watch.Measurements, error)
+	Measure func(ctx context.Context, path string) (eif.Measurements, error)
 	// LocalCID is this machine's vsock context id.
 	LocalCID func() (uint32, error)
 	// Probe makes one round trip to the enclave and returns its clock.

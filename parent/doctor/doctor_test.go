@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/parent/doctor"
@@ -30,7 +31,7 @@ const (
 	pages    = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
 	bigPages = "sys/devices/system/node/node0/hugepages/hugepages-1048576kB/nr_hugepages"
 	cpus     = "sys/module/nitro_enclaves/parameters/ne_cpus"
-	eif      = "usr/lib/keyhold/keyhold.eif"
+	image    = "usr/lib/keyhold/keyhold.eif"
 	measured = "usr/lib/keyhold/measurements.json"
 	cfg      = "etc/keyhold/config.json"
 )
@@ -50,6 +51,10 @@ type patient struct {
 	v1       int           // status with which IMDSv1 answers
 	free     uint64
 	asked    []string // hosts that were asked for TLS
+}
+
+func measurements(pcr0 string) string {
+	return `{"Measurements":{"HashAlgorithm":"Sha384 { ... }","PCR0":"` + pcr0 + `","PCR1":"` + goodPCR + `","PCR2":"` + goodPCR + `"}}`
 }
 
 func text(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s), Mode: 0o644} }
@@ -72,21 +77,21 @@ func newPatient(t *testing.T) *patient {
 		"etc/passwd": text("root:x:0:0::/root:/bin/sh\nkeyhold-enclave:x:980:980::/:/usr/sbin/nologin\n"),
 		yaml:         text("---\n# a comment: with a colon\nmemory_mib: 1024\ncpu_count: 2\n"),
 		pages:        text("512\n"), bigPages: text("0\n"), cpus: text("1,3\n"),
-		eif:      {Data: bytes.Repeat([]byte{1}, 3<<20), Mode: 0o644},
-		measured: text(`{"Measurements":{"PCR0":"` + goodPCR + `"}}`),
+		image:    {Data: bytes.Repeat([]byte{1}, 3<<20), Mode: 0o644},
+		measured: text(measurements(goodPCR)),
 		cfg:      text(string(raw)),
 	}
 	p.enclaves = []watch.Enclave{{Name: "keyhold-16", CID: 16, CPUs: 2, MemoryMiB: 1024, State: watch.StateRunning, Flags: watch.FlagsNone}}
 	p.Settings = doctor.Settings{
-		Config: "/" + cfg, EIF: "/" + eif, Measurements: []string{"/" + measured}, CID: 16, MemoryMiB: 1024, CPUs: 2,
+		Config: "/" + cfg, EIF: "/" + image, Measurements: []string{"/" + measured}, CID: 16, MemoryMiB: 1024, CPUs: 2,
 		Listen: "127.0.0.1:9464", User: "keyhold-enclave",
 	}
 	p.Host = doctor.Host{
 		Files:        p.files,
 		NitroVersion: func(context.Context) (string, error) { return "Nitro CLI 1.4.2", nil },
 		Enclaves:     func(context.Context) ([]watch.Enclave, error) { return p.enclaves, nil },
-		Measure: func(context.Context, string) (watch.Measurements, error) {
-			return watch.Measurements{PCR0: goodPCR}, nil
+		Measure: func(context.Context, string) (eif.Measurements, error) {
+			return eif.Measurements{PCR0: goodPCR, PCR1: goodPCR, PCR2: goodPCR}, nil
 		},
 		LocalCID:    func() (uint32, error) { return 3, nil },
 		Probe:       func(context.Context) (time.Time, error) { return noon.Add(p.offset), nil },
@@ -200,23 +205,23 @@ func TestEachCheckFindsWhatIsWrong(t *testing.T) {
 		{"allocator_cpus", "no driver", without(cpus), doctor.Fail, "modprobe"},
 		{"allocator_cpus", "none", put(cpus, "\n"), doctor.Fail, "0 vCPUs"},
 		{"allocator_cpus", "a list that is none", put(cpus, "1-\n"), doctor.Fail, "needed"},
-		{"image_file", "missing", without(eif), doctor.Fail, "one build"},
+		{"image_file", "missing", without(image), doctor.Fail, "one build"},
 		{"image_file", "another image", func(p *patient) {
-			p.Measure = func(context.Context, string) (watch.Measurements, error) {
-				return watch.Measurements{PCR0: otherPCR}, nil
+			p.Measure = func(context.Context, string) (eif.Measurements, error) {
+				return eif.Measurements{PCR0: otherPCR}, nil
 			}
 		}, doctor.Fail, otherPCR},
 		{"image_file", "a damaged image", func(p *patient) {
-			p.Measure = func(context.Context, string) (watch.Measurements, error) { return watch.Measurements{}, errFake }
+			p.Measure = func(context.Context, string) (eif.Measurements, error) { return eif.Measurements{}, errFake }
 		}, doctor.Fail, "no whole image"},
 		{"image_file", "no measurements", without(measured), doctor.Fail, "measurements.json"},
-		{"image_file", "measurements of a debug image", put(measured, `{"Measurements":{"PCR0":"`+strings.Repeat("0", 96)+`"}}`), doctor.Fail, "zero"},
+		{"image_file", "measurements of a debug image", put(measured, measurements(strings.Repeat("0", 96))), doctor.Fail, "zero"},
 		{"image_file", "nothing to compare with", func(p *patient) { p.Measurements = nil }, doctor.Skip, "no measurements"},
 		{"image_file", "a PCR0 instead of a file", func(p *patient) { p.Measurements, p.PCR0 = nil, []string{goodPCR} }, doctor.OK, "as wanted"},
 		{"image_file", "not set", func(p *patient) { p.EIF = "" }, doctor.Skip, "no image"},
 		{"image_memory", "below four times", func(p *patient) { p.MemoryMiB = 11 }, doctor.Fail, "12 MiB"},
 		{"image_memory", "exactly four times", func(p *patient) { p.MemoryMiB = 12 }, doctor.OK, "12 MiB"},
-		{"image_memory", "not there", without(eif), doctor.Skip, "not there"},
+		{"image_memory", "not there", without(image), doctor.Skip, "not there"},
 		{"config_file", "missing", without(cfg), doctor.Fail, "keyhold config build"},
 		{"config_file", "with a space at its end", func(p *patient) {
 			p.files[cfg] = text(string(p.files[cfg].Data) + " ")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/parent/watch"
 )
 
@@ -22,20 +23,20 @@ const (
 )
 
 // images are the wanted ones.
-func (e *exam) images() (list []watch.Measurements, err error) {
+func (e *exam) images() (list []eif.Measurements, err error) {
 	for _, file := range e.Measurements {
 		raw, err := e.read(file)
 		if err != nil {
 			return nil, err
 		}
-		m, err := watch.ParseMeasurements(raw)
+		m, err := eif.ParseMeasurements(raw)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		list = append(list, m)
 	}
 	for _, pcr := range e.PCR0 {
-		list = append(list, watch.Measurements{PCR0: pcr})
+		list = append(list, eif.Measurements{PCR0: pcr})
 	}
 	return list, nil
 }
@@ -61,7 +62,7 @@ func (e *exam) imageFile(ctx context.Context) Finding {
 		return fail(e.EIF+" is no whole image: "+err.Error(), next)
 	}
 	for _, want := range wanted {
-		if got.Same(want) {
+		if watch.Same(got, want) {
 			return good("%s measures as wanted: PCR0 %s...", e.EIF, got.PCR0[:16])
 		}
 	}

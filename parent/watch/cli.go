@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/parent/watch/sdnotify"
 )
@@ -43,7 +44,7 @@ type Enclave struct {
 	MemoryMiB    int    `json:"MemoryMiB"`
 	State        string `json:"State"`
 	Flags        string `json:"Flags"`
-	Measurements Measurements
+	Measurements eif.Measurements
 }
 
 // States and flags as nitro-cli prints them.
@@ -132,14 +133,14 @@ func (c NitroCLI) Describe(ctx context.Context) ([]Enclave, error) {
 }
 
 // DescribeEIF measures an image file as nitro-cli does.
-func (c NitroCLI) DescribeEIF(ctx context.Context, path string) (Measurements, error) {
+func (c NitroCLI) DescribeEIF(ctx context.Context, path string) (eif.Measurements, error) {
 	out, err := c.call(ctx, describeTimeout, "describe-eif", "--eif-path", path)
 	if err != nil {
-		return Measurements{}, err
+		return eif.Measurements{}, err
 	}
-	m, err := ParseMeasurements(out)
+	m, err := eif.ParseMeasurements(out)
 	if err != nil {
-		return Measurements{}, fmt.Errorf("%w: %w", refusal.ImageMismatch, err)
+		return eif.Measurements{}, fmt.Errorf("%w: %w", refusal.ImageMismatch, err)
 	}
 	return m, nil
 }

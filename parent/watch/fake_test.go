@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/parent/watch"
 )
 
@@ -153,7 +154,7 @@ func newHost(t *testing.T) *host {
 	t.Helper()
 	h := &host{fake: newFake(t)}
 	h.Config = watch.Config{
-		EIF: filepath.Join(h.dir, "image.eif"), Images: []watch.Measurements{{PCR0: goodPCR}},
+		EIF: filepath.Join(h.dir, "image.eif"), Images: []eif.Measurements{{PCR0: goodPCR}},
 		CLI: watch.NitroCLI{Path: filepath.Join(h.dir, "nitro-cli")}, Probe: h.probe, Notify: h.notify,
 		RetryFirst: time.Millisecond, Every: 2 * time.Millisecond, Patience: 100 * time.Millisecond, Boot: 20 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(h, &slog.HandlerOptions{Level: slog.LevelDebug})),

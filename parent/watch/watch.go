@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 )
 
@@ -40,7 +41,7 @@ type Config struct {
 	// EIF is the image file, and Images what it may measure as: one, or two while
 	// an upgrade is rolled out.
 	EIF    string
-	Images []Measurements
+	Images []eif.Measurements
 	// CID is the enclave's vsock context id. 0 is DefaultCID.
 	CID uint32
 	// CPUs and MemoryMiB are the enclave's share of the host. 0: the defaults.
@@ -188,9 +189,9 @@ func (w *watcher) checkImage(ctx context.Context) error {
 	return nil
 }
 
-func (w *watcher) wanted(m Measurements) bool {
+func (w *watcher) wanted(m eif.Measurements) bool {
 	for _, want := range w.Images {
-		if m.Same(want) {
+		if Same(m, want) {
 			return true
 		}
 	}

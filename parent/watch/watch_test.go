@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/parent/watch"
 )
@@ -86,10 +87,10 @@ func TestOnlyTheMeasuredImageIsStarted(t *testing.T) {
 		setup func(*host)
 		want  error
 	}{
-		{"another PCR0", func(h *host) { h.Images = []watch.Measurements{{PCR0: otherPCR}} }, refusal.ImageMismatch},
-		{"another PCR2", func(h *host) { h.Images = []watch.Measurements{{PCR0: goodPCR, PCR2: otherPCR}} }, refusal.ImageMismatch},
+		{"another PCR0", func(h *host) { h.Images = []eif.Measurements{{PCR0: otherPCR}} }, refusal.ImageMismatch},
+		{"another PCR2", func(h *host) { h.Images = []eif.Measurements{{PCR0: goodPCR, PCR2: otherPCR}} }, refusal.ImageMismatch},
 		{"a file that measures as a debug enclave", func(h *host) {
-			h.write("eif.json", `{"Measurements":{"PCR0":"`+strings.Repeat("0", 96)+`"}}`)
+			h.write("eif.json", strings.Replace(h.read("eif.json"), goodPCR, strings.Repeat("0", 96), 1))
 		}, refusal.ImageMismatch},
 		{"a file that is not measured", func(h *host) { h.write("fail-describe-eif", "E19\n") }, refusal.NitroCLI},
 		{"no file", func(h *host) { h.EIF += ".missing" }, refusal.ImageMismatch},
@@ -115,7 +116,7 @@ func TestOnlyTheMeasuredImageIsStarted(t *testing.T) {
 
 func TestOneOfTwoWantedImagesIsEnough(t *testing.T) {
 	h := newHost(t)
-	h.Images = []watch.Measurements{{PCR0: otherPCR}, {PCR0: strings.ToUpper(goodPCR), PCR1: goodPCR}}
+	h.Images = []eif.Measurements{{PCR0: otherPCR}, {PCR0: goodPCR, PCR1: goodPCR}}
 	if err := runUntil(t, h, 1); err != nil {
 		t.Fatal(err)
 	}

@@ -279,8 +279,12 @@ func TestDataAfterCloseIsAnsweredByAReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.expect(shutdown)
+	began := time.Now()
 	s.send(data, 0, []byte("too late"))
 	s.expect(reset)
+	if waited := time.Since(began); waited > 4*time.Second { // after 8 s it comes in any case
+		t.Errorf("the reset came after %s", waited)
+	}
 	s.send(data, 0, []byte("still there?")) // of a connection that is none
 	s.expect(reset)
 }
@@ -321,6 +325,33 @@ func TestReadsEndAtTheirDeadlineAndWorkAfterIt(t *testing.T) {
 	if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
+}
+
+func TestAnOldDeadlineDoesNotEndWhatHasANewOne(t *testing.T) {
+	d := ready(t)
+	c, _ := dialled(t, d)
+	for i := range 2000 { // a timer that has fired may still be on its way
+		if err := errors.Join(c.SetReadDeadline(time.Now().Add(time.Duration(i%50)*time.Microsecond)), c.SetReadDeadline(time.Now().Add(time.Hour))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAClosedConnectionIsResetWhereTheGuestSaysNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes 8 s")
+	}
+	t.Parallel()
+	d := ready(t)
+	c, s := dialled(t, d)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(shutdown)
+	s.expect(reset)
 }
 
 func TestADeadlineEndsAReadThatWaits(t *testing.T) {

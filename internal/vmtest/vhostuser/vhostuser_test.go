@@ -244,18 +244,22 @@ func TestMalformedChainsEndTheDevice(t *testing.T) {
 }
 
 func TestAMalformedRingEndsTheDevice(t *testing.T) {
-	for name, make := range map[string]func(q *fakeguest.Queue){
-		"more chains than places":    func(q *fakeguest.Queue) { q.SetAvail(0, 9) },
-		"an index that went back":    func(q *fakeguest.Queue) { q.SetAvail(0, 0xffff) },
-		"a chain beyond the table":   func(q *fakeguest.Queue) { q.Offer(8) },
-		"a chain far beyond the end": func(q *fakeguest.Queue) { q.Offer(0xffff) },
+	for _, tc := range []struct {
+		name string
+		make func(q *fakeguest.Queue)
+		want error
+	}{
+		{"more chains than places", func(q *fakeguest.Queue) { q.SetAvail(0, 9) }, vhostuser.ErrRing},
+		{"an index that went back", func(q *fakeguest.Queue) { q.SetAvail(0, 0xffff) }, vhostuser.ErrRing},
+		{"a chain beyond the table", func(q *fakeguest.Queue) { q.Offer(8) }, vhostuser.ErrChain},
+		{"a chain far beyond the end", func(q *fakeguest.Queue) { q.Offer(0xffff) }, vhostuser.ErrChain},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
 			g, _ := attached(t)
 			q := g.Start(0, 8)
-			make(q)
+			tc.make(q)
 			q.Kick()
-			if err := g.Wait(); !errors.Is(err, vhostuser.ErrRing) && !errors.Is(err, vhostuser.ErrChain) {
+			if err := g.Wait(); !errors.Is(err, tc.want) {
 				t.Errorf("ended with: %v", err)
 			}
 		})

@@ -18,6 +18,7 @@ import (
 	"github.com/keyhold/keyhold/enclave/internal/boot"
 	"github.com/keyhold/keyhold/enclave/internal/logring"
 	"github.com/keyhold/keyhold/enclave/internal/serve"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // defaultMaxConns is the number of connections where Config.MaxConns is 0. Each
@@ -110,7 +111,8 @@ func Run(ctx context.Context, c Config) error {
 	}
 	b, err := boot.New(boot.Options{
 		NSM: c.NSM, Entropy: c.Entropy, Mono: c.Mono, MaxLanes: 2 * c.MaxConns, Logger: c.Logger,
-		KMS: boot.AttestedKMS(c.NSM, c.KMSRoots, c.DialKMS, credentialsFrom(c.DialCredentials), c.Logger),
+		Prove: keypolicy.Prove,
+		KMS:   boot.AttestedKMS(c.NSM, c.KMSRoots, c.DialKMS, credentialsFrom(c.DialCredentials), c.Logger),
 	})
 	if err != nil {
 		return errors.Join(err, c.Listener.Close())

@@ -150,6 +150,12 @@ func dialer(addr func() net.Addr) func(context.Context) (net.Conn, error) {
 // boot runs the whole enclave and returns a connection that has said hello.
 func (h *host) boot(t *testing.T, change func(*enclave.Config)) net.Conn {
 	t.Helper()
+	return h.bootUnder(t, change, h.run)
+}
+
+// bootUnder does so with its own way to run it.
+func (h *host) bootUnder(t *testing.T, change func(*enclave.Config), run func(*testing.T, func(context.Context) error)) net.Conn {
+	t.Helper()
 	device, err := nsmtest.New(h.ca, nsmtest.Options{PCRs: nsmtest.Measurements(image)})
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +172,7 @@ func (h *host) boot(t *testing.T, change func(*enclave.Config)) net.Conn {
 	if change != nil {
 		change(&cfg)
 	}
-	h.run(t, func(ctx context.Context) error { return enclave.Run(ctx, cfg) })
+	run(t, func(ctx context.Context) error { return enclave.Run(ctx, cfg) })
 	conn, err := new(net.Dialer).DialContext(t.Context(), "unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +232,7 @@ func TestWithoutItsRightsAnEnclaveGetsNoDataKey(t *testing.T) {
 		{"the key policy admits another config", func(t *testing.T, h *host, _ *enclave.Config) {
 			t.Helper()
 			h.admit(t, [48]byte{2})
-		}, refusal.KMSDenied},
+		}, refusal.PolicyForeign},
 		{"a debug enclave", func(t *testing.T, h *host, c *enclave.Config) {
 			t.Helper()
 			device, err := nsmtest.New(h.ca, nsmtest.Options{Debug: true})
@@ -263,6 +269,64 @@ func TestWithoutItsRightsAnEnclaveGetsNoDataKey(t *testing.T) {
 			_, err := enclavetest.Ask[wire.CreateKeyringReply](conn, wire.TypeCreateKeyring, &wire.CreateKeyring{})
 			if !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+// Somebody loosens the policy, grants the key away or retires the pair while the
+// enclave runs: within revalidate_every it has wiped its keys and is gone.
+func TestALooserLockEndsARunningEnclave(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		change func(*host) error
+		want   refusal.Code
+	}{
+		{"an Allow for everybody, and no Deny", func(h *host) error {
+			return h.kms.PutKeyPolicy(h.keyARN, []byte(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}]}`))
+		}, refusal.PolicyLoose},
+		{"a grant", func(h *host) error {
+			f := kms.PlainFacts()
+			f.Grants = 1
+			return h.kms.SetFacts(h.keyARN, f)
+		}, refusal.KMSKeyUnfit},
+		{"another pair alone", func(h *host) error { return h.kms.PutKeyPolicy(h.keyARN, h.policy(t, [48]byte{2})) }, refusal.PolicyForeign},
+		{"a disabled key", func(h *host) error { return h.kms.SetEnabled(h.keyARN, false) }, refusal.KMSKeyUnfit},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			cfg, err := config.Parse(h.raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.KeyPolicy.RevalidateEveryS = 5 // the shortest
+			if h.raw, err = config.Encode(cfg); err != nil {
+				t.Fatal(err)
+			}
+			h.admit(t, config.PCR16(h.raw))
+			ended := make(chan error, 1)
+			conn := h.bootUnder(t, nil, func(t *testing.T, f func(context.Context) error) {
+				t.Helper()
+				go func() { ended <- f(context.WithoutCancel(t.Context())) }()
+			})
+			ask[wire.ConfigureReply](t, conn, wire.TypeConfigure, &wire.Configure{Config: h.raw})
+			ask[wire.CreateKeyringReply](t, conn, wire.TypeCreateKeyring, &wire.CreateKeyring{})
+			ask[wire.AddKeysReply](t, conn, wire.TypeAddKeys, &wire.AddKeys{Algorithm: record.Ed25519, Policy: "default", Count: 1})
+			if err := tc.change(h); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-ended:
+				if !errors.Is(err, tc.want) {
+					t.Errorf("it ended with %v, want %s", err, tc.want)
+				}
+			case <-time.After(time.Minute):
+				t.Error("it goes on")
+			}
+			if _, err := enclavetest.Ask[wire.StatusReply](conn, wire.TypeStatus, &wire.GetStatus{}); err == nil {
+				t.Error("it still answers")
 			}
 		})
 	}

@@ -239,8 +239,9 @@ func (s *stack) settleKey(server *kms.Server) (err error) {
 func localConfig(arn string) *config.Config {
 	c := &config.Config{
 		Version: 1, KMSKeyARN: arn, Keyring: keyringName, Epochs: []uint32{1}, SealEpoch: 1,
-		Policies: []config.Policy{{Name: policyName, Kinds: []record.Kind{record.Message}}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Policies:  []config.Policy{{Name: policyName, Kinds: []record.Kind{record.Message}}},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 	for _, a := range []record.Algorithm{record.Ed25519, record.P256, record.RSA2048, record.Secp256k1} { // sorted, as the form demands
 		c.Create = append(c.Create, config.Create{Algorithm: a, Policy: policyName, Max: maxKeys})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // question is one thing that a config says. A field that the config gets one
@@ -93,11 +94,38 @@ var questions = []question{
 		func(c *config.Config) string { return milliseconds(c.Lease.MarginMS) },
 		func(c *config.Config, s string) (err error) { c.Lease.MarginMS, err = duration(s); return err },
 	},
+	{
+		"mode", "Who may change the policy of the KMS key?", "managed: its administrators; sealed: nobody ever again, so no new image and no new config", "key_policy",
+		func(*config.Config) string { return string(keypolicy.Managed) },
+		func(c *config.Config, s string) error {
+			c.KeyPolicy = config.DefaultKeyPolicy() // the next questions' defaults
+			c.KeyPolicy.Mode = keypolicy.Mode(s)
+			return nil
+		},
+	},
+	{
+		"revalidate-every", "How often does an enclave prove the key policy again?", "a duration, as 15m", "key_policy",
+		func(*config.Config) string { return config.DefaultKeyPolicy().RevalidateEvery().String() },
+		func(c *config.Config, s string) (err error) {
+			c.KeyPolicy.RevalidateEveryS, err = seconds(s)
+			c.KeyPolicy.RevalidateGraceS = max(c.KeyPolicy.RevalidateGraceS, c.KeyPolicy.RevalidateEveryS) // the next question's default
+			return err
+		},
+	},
+	{
+		"revalidate-grace", "How long does it go on when KMS cannot be reached?", "a duration, as 4h", "key_policy",
+		func(c *config.Config) string { return c.KeyPolicy.RevalidateGrace().String() },
+		func(c *config.Config, s string) (err error) {
+			c.KeyPolicy.RevalidateGraceS, err = seconds(s)
+			return err
+		},
+	},
 }
 
 var (
 	errEpoch    = errors.New("want numbers from 1 to 4294967295")
 	errDuration = errors.New("want a duration in whole milliseconds, as 10s or 500ms")
+	errSeconds  = errors.New("want a duration in whole seconds, as 15m or 4h")
 	errPolicies = errors.New("want NAME:KIND[,KIND] each")
 	errCreate   = errors.New("want ALGORITHM:POLICY:MOST each")
 )
@@ -108,6 +136,14 @@ func epoch(s string) (uint32, error) {
 		return 0, errEpoch
 	}
 	return uint32(n), nil
+}
+
+func seconds(s string) (int64, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d%time.Second != 0 {
+		return 0, errSeconds
+	}
+	return int64(d / time.Second), nil
 }
 
 func setEpochs(c *config.Config, s string) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // configLine is one line of what a config says, for a person.
@@ -34,7 +35,14 @@ func configLines(c *config.Config) []configLine {
 	for _, k := range c.DenyKeys {
 		out = append(out, configLine{"denied", "key " + k})
 	}
-	return append(out, configLine{"lease", fmt.Sprintf("at most %v, nothing is released in its last %v", c.Lease.Max(), c.Lease.Margin())})
+	whoMay := "its administrators may change it"
+	if c.KeyPolicy.Mode == keypolicy.Sealed {
+		whoMay = "nobody may ever change it"
+	}
+	return append(out,
+		configLine{"lease", fmt.Sprintf("at most %v, nothing is released in its last %v", c.Lease.Max(), c.Lease.Margin())},
+		configLine{"key policy", fmt.Sprintf("%s: %s; proved every %v, and an enclave ends %v after the last proof",
+			c.KeyPolicy.Mode, whoMay, c.KeyPolicy.RevalidateEvery(), c.KeyPolicy.RevalidateGrace())})
 }
 
 // kindsText names kinds, and says of which of them a caller chooses the very

@@ -20,6 +20,7 @@ import (
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/sealed"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // DefaultMaxConns is the number of connections where Options.MaxConns is 0.
@@ -112,7 +113,8 @@ func DefaultConfig() *config.Config {
 			{Name: "default", Kinds: []record.Kind{record.Message}},
 			{Name: "open", Kinds: record.Kinds()},
 		},
-		Lease: config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 	for _, a := range []record.Algorithm{record.Ed25519, record.P256, record.RSA2048, record.Secp256k1} {
 		for _, p := range c.Policies {
@@ -180,12 +182,16 @@ func (s *Server) Restart(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("enclavetest: %w", err)
 	}
+	if err := s.admit(session); err != nil {
+		return err
+	}
 	l.ctx, l.kill = context.WithCancel(context.WithoutCancel(ctx))
 	ring := logring.New(s.opt.Mono)
 	log := slog.New(ring.Handler(s.opt.Logger.Handler()))
 	l.boot, err = boot.New(boot.Options{
 		NSM: session, Entropy: func() error { return nil }, Mono: s.opt.Mono, MaxLanes: 2 * s.opt.MaxConns,
 		KMS:    func(string, func() time.Time) (boot.KMS, error) { return s.opt.KMS, nil },
+		Prove:  Prove,
 		Logger: log, BeforeRecord: s.beforeRecord(),
 	})
 	if err != nil {
@@ -214,6 +220,16 @@ func (s *Server) Restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life = l
+	return nil
+}
+
+// admit has the key policy let the enclave in.
+func (s *Server) admit(session nsm.Session) error {
+	pcr0, _, err := session.DescribePCR(0)
+	if err != nil || len(pcr0) != nsm.PCRSize {
+		return fmt.Errorf("enclavetest: describe PCR0: %w", err)
+	}
+	s.opt.KMS.Admit(s.opt.Config.KMSKeyARN, keypolicy.Pair{PCR0: keypolicy.PCR(pcr0), PCR16: config.PCR16(s.raw)})
 	return nil
 }
 

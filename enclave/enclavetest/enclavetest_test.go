@@ -20,6 +20,7 @@ import (
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/wire"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -87,7 +88,7 @@ func bootKey(t *testing.T, s *enclavetest.Server, h *wire.HelloReply) ed25519.Pu
 	if err != nil {
 		t.Fatalf("boot statement: %v", err)
 	}
-	if st.BootID != h.BootID || st.ConfigHash != config.Hash(s.Config()) || st.Mode != receipt.ModeUnproven {
+	if st.BootID != h.BootID || st.ConfigHash != config.Hash(s.Config()) || st.Mode != keypolicy.Managed || len(st.Pairs) != 1 {
 		t.Errorf("boot statement is of another boot: %+v", st)
 	}
 	return doc.PublicKey

@@ -48,7 +48,8 @@ func testConfig() *config.Config {
 			{Name: "narrow", Kinds: []record.Kind{record.Message}},
 			{Name: "wide", Kinds: record.Kinds()},
 		},
-		Lease: config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 }
 

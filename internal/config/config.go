@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // MaxLen bounds a config in bytes; it holds a deny list of some thousand keys.
@@ -42,6 +43,7 @@ type Config struct {
 	Policies  []Policy   `json:"policies"`    // sorted by name
 	DenyKeys  []string   `json:"deny_keys"`   // key ids that never sign; sorted
 	Lease     LeaseLimit `json:"lease"`
+	KeyPolicy KeyPolicy  `json:"key_policy"`
 }
 
 // Create permits keys of one algorithm and policy to be made.
@@ -62,6 +64,36 @@ type LeaseLimit struct {
 	MaxMS    int64 `json:"max_ms"`    // a longer lease_ms is cut to this
 	MarginMS int64 `json:"margin_ms"` // signatures are released until this long before the lease ends; covers clock rate drift
 }
+
+// KeyPolicy says what the enclave asks of the policy of its KMS key.
+type KeyPolicy struct {
+	Mode             keypolicy.Mode `json:"mode"`               // who may change the policy
+	RevalidateEveryS int64          `json:"revalidate_every_s"` // policy and attested Decrypt are tried again this often
+	RevalidateGraceS int64          `json:"revalidate_grace_s"` // the enclave ends when it could not for this long
+}
+
+// RevalidateEvery is the time between two proofs.
+func (k KeyPolicy) RevalidateEvery() time.Duration {
+	return time.Duration(k.RevalidateEveryS) * time.Second
+}
+
+// RevalidateGrace is how long an enclave goes on after its last proof.
+func (k KeyPolicy) RevalidateGrace() time.Duration {
+	return time.Duration(k.RevalidateGraceS) * time.Second
+}
+
+// DefaultKeyPolicy is for a fleet that is to be upgraded: every 15 minutes, for
+// up to 4 hours without KMS.
+func DefaultKeyPolicy() KeyPolicy {
+	return KeyPolicy{Mode: keypolicy.Managed, RevalidateEveryS: 15 * 60, RevalidateGraceS: 4 * 60 * 60}
+}
+
+// Bounds of the times in KeyPolicy, in seconds.
+const (
+	minRevalidate = 5
+	maxRevalidate = 24 * 60 * 60
+	maxGrace      = 7 * 24 * 60 * 60
+)
 
 // Max is the longest lease.
 func (l LeaseLimit) Max() time.Duration { return time.Duration(l.MaxMS) * time.Millisecond }
@@ -176,6 +208,15 @@ func (c *Config) Validate() error {
 	// Divided, not multiplied: a huge margin would wrap around.
 	if c.Lease.MarginMS < (c.Lease.MaxMS+9)/10 || c.Lease.MarginMS > c.Lease.MaxMS/2 {
 		bad("lease.margin_ms must be between a tenth and a half of lease.max_ms")
+	}
+	if c.KeyPolicy.Mode != keypolicy.Managed && c.KeyPolicy.Mode != keypolicy.Sealed {
+		bad("key_policy.mode must be %s or %s", keypolicy.Managed, keypolicy.Sealed)
+	}
+	if c.KeyPolicy.RevalidateEveryS < minRevalidate || c.KeyPolicy.RevalidateEveryS > maxRevalidate {
+		bad("key_policy.revalidate_every_s must be between %d and %d", minRevalidate, maxRevalidate)
+	}
+	if c.KeyPolicy.RevalidateGraceS < c.KeyPolicy.RevalidateEveryS || c.KeyPolicy.RevalidateGraceS > maxGrace {
+		bad("key_policy.revalidate_grace_s must be between revalidate_every_s and %d", maxGrace)
 	}
 	return errors.Join(errs...)
 }

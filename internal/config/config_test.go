@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // canonical is a config as it is stored and measured. Its form is part of the
@@ -61,6 +62,11 @@ const canonical = `{
   "lease": {
     "max_ms": 10000,
     "margin_ms": 1000
+  },
+  "key_policy": {
+    "mode": "managed",
+    "revalidate_every_s": 900,
+    "revalidate_grace_s": 14400
   }
 }
 `
@@ -74,8 +80,9 @@ func good() *config.Config {
 			{"all", []record.Kind{record.Message, record.Raw, record.Digest}},
 			{"messages", []record.Kind{record.Message}},
 		},
-		DenyKeys: []string{strings.Repeat("1", 64)},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		DenyKeys:  []string{strings.Repeat("1", 64)},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 }
 
@@ -118,9 +125,9 @@ func TestPCR16IsTheExtendedMeasurement(t *testing.T) {
 	t.Parallel()
 	m, pcr, h := config.Measurement([]byte(canonical)), config.PCR16([]byte(canonical)), config.Hash([]byte(canonical))
 	for _, tt := range []struct{ name, want, got string }{
-		{"measurement", "3ab7a02d4a4e170ae9a8e4923c95b9fdf1e2b751586ae5317212d30a7870497a8a2ddfbc1bf73bd270573c2b21cc61c7", hex.EncodeToString(m[:])},
-		{"PCR16", "806d45a1360f40124d3583505a6b1486b318a14a9e240b8fecfd784b1a9bee802bdb5a40a71a905749c06a8f651c7fa5", hex.EncodeToString(pcr[:])},
-		{"hash", "7f1c1c81e1be115563ffcdfedef57acf9b4a6f8e5066cd61aa54219e321babcd", hex.EncodeToString(h[:])},
+		{"measurement", "d4a789811e5cbf4cbaf7912eaddad4d6ea08eebe18585b80a6e14069491a8975b110e253dccdb5a26591e0749dc3891a", hex.EncodeToString(m[:])},
+		{"PCR16", "66eea631a413301ffab644b06832c3e45cec0ccbbf4104b3c38fab1bd7bf3c3689f57174dd8e0082e3350be60efed1c2", hex.EncodeToString(pcr[:])},
+		{"hash", "7044d4fcbd2ad91e7128477432cdd61f6733f63457aeaeddeecdb12a7c0ec9cc", hex.EncodeToString(h[:])},
 	} {
 		if diff := cmp.Diff(tt.want, tt.got); diff != "" {
 			t.Errorf("%s: %s", tt.name, diff)
@@ -264,6 +271,13 @@ func TestEveryFieldIsValidated(t *testing.T) {
 		{"lease.margin_ms", func(c *config.Config) { c.Lease.MarginMS = 999 }},
 		{"lease.margin_ms", func(c *config.Config) { c.Lease.MarginMS = 5001 }},
 		{"lease.margin_ms", func(c *config.Config) { c.Lease.MarginMS = -1000 }},
+		{"key_policy.mode", func(c *config.Config) { c.KeyPolicy.Mode = "" }},
+		{"key_policy.mode", func(c *config.Config) { c.KeyPolicy.Mode = "Sealed" }},
+		{"key_policy.revalidate_every_s", func(c *config.Config) { c.KeyPolicy.RevalidateEveryS = 4 }},
+		{"key_policy.revalidate_every_s", func(c *config.Config) { c.KeyPolicy.RevalidateEveryS = 24*60*60 + 1 }},
+		{"key_policy.revalidate_grace_s", func(c *config.Config) { c.KeyPolicy.RevalidateGraceS = 899 }},
+		{"key_policy.revalidate_grace_s", func(c *config.Config) { c.KeyPolicy.RevalidateGraceS = 7*24*60*60 + 1 }},
+		{"key_policy.revalidate_grace_s", func(c *config.Config) { c.KeyPolicy.RevalidateGraceS = -1 }},
 		{"lease.margin_ms", func(c *config.Config) { c.Lease.MarginMS = 1<<62 + 1<<60 }}, // times 2 and 10 it wraps around
 	}
 	for i, tt := range tests {
@@ -289,7 +303,7 @@ func TestEveryFieldIsValidated(t *testing.T) {
 func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	err := (&config.Config{}).Validate()
-	for _, field := range []string{"version", "kms_key_arn", "keyring", "open_epochs", "seal_epoch", "policies", "lease.max_ms"} {
+	for _, field := range []string{"version", "kms_key_arn", "keyring", "open_epochs", "seal_epoch", "policies", "lease.max_ms", "key_policy.mode"} {
 		if err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s is missing in: %v", field, err)
 		}
@@ -323,6 +337,9 @@ func TestLimitsAtTheirEdgesAreValid(t *testing.T) {
 		"shortest lease":   func(c *config.Config) { c.Lease = config.LeaseLimit{MaxMS: 1000, MarginMS: 100} },
 		"longest lease":    func(c *config.Config) { c.Lease = config.LeaseLimit{MaxMS: 600_000, MarginMS: 300_000} },
 		"tenth rounded up": func(c *config.Config) { c.Lease = config.LeaseLimit{MaxMS: 1001, MarginMS: 101} },
+		"soonest proof":    func(c *config.Config) { c.KeyPolicy.RevalidateEveryS, c.KeyPolicy.RevalidateGraceS = 5, 5 },
+		"latest proof":     func(c *config.Config) { c.KeyPolicy.RevalidateEveryS, c.KeyPolicy.RevalidateGraceS = 86400, 7*86400 },
+		"sealed":           func(c *config.Config) { c.KeyPolicy.Mode = keypolicy.Sealed },
 		"longest name":     func(c *config.Config) { c.Keyring = strings.Repeat("a", 63) },
 		"China":            func(c *config.Config) { c.KMSKeyARN = strings.Replace(c.KMSKeyARN, ":aws:", ":aws-cn:", 1) },
 		"GovCloud": func(c *config.Config) {

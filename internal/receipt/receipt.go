@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyhold/keyhold/internal/canonical"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // Domain strings: the first thing that is hashed or signed of each form.
@@ -27,18 +28,14 @@ const (
 // MaxLen bounds each of the forms in bytes.
 const MaxLen = 64 << 10
 
+const maxPairs = 2 // of images and configs that a key policy may admit
+
 // Errors of this package.
 var (
 	ErrMalformed = errors.New("receipt: malformed")
 	ErrSignature = errors.New("receipt: signature does not verify")
 	ErrChain     = errors.New("receipt: chain is broken")
 )
-
-// Mode says how the key policy was proved at boot.
-type Mode string
-
-// ModeUnproven is the mode of a boot whose enclave did not read its key policy.
-const ModeUnproven Mode = "unproven"
 
 // Kinds of attestation documents, the first part of their user_data.
 const (
@@ -56,18 +53,18 @@ type Pair struct {
 // Statement is what an enclave says about one boot. Its hash is in user_data of
 // the boot document, whose public_key is the receipt key.
 type Statement struct {
-	Domain      string        `cbor:"domain"` // StatementDomain
-	Version     uint8         `cbor:"v"`      // 1
-	Kind        string        `cbor:"kind"`   // KindBoot
-	BootID      record.BootID `cbor:"boot_id"`
-	ConfigHash  [32]byte      `cbor:"config_hash"` // SHA-256 of the measured bytes
-	Keyring     string        `cbor:"keyring"`
-	Fingerprint [32]byte      `cbor:"fingerprint"`
-	Epoch       uint32        `cbor:"epoch"`
-	KMSKeyARN   string        `cbor:"kms_key_arn"`
-	PolicyHash  [32]byte      `cbor:"key_policy_hash"` // zero while Mode is unproven
-	Pairs       []Pair        `cbor:"pairs"`           // admitted by the key policy; empty while Mode is unproven
-	Mode        Mode          `cbor:"mode"`
+	Domain      string         `cbor:"domain"` // StatementDomain
+	Version     uint8          `cbor:"v"`      // 1
+	Kind        string         `cbor:"kind"`   // KindBoot
+	BootID      record.BootID  `cbor:"boot_id"`
+	ConfigHash  [32]byte       `cbor:"config_hash"` // SHA-256 of the measured bytes
+	Keyring     string         `cbor:"keyring"`
+	Fingerprint [32]byte       `cbor:"fingerprint"`
+	Epoch       uint32         `cbor:"epoch"`
+	KMSKeyARN   string         `cbor:"kms_key_arn"`
+	PolicyHash  [32]byte       `cbor:"key_policy_hash"` // keypolicy.Policy.Hash of what KMS answered
+	Pairs       []Pair         `cbor:"pairs"`           // that it admitted, one or two
+	Mode        keypolicy.Mode `cbor:"mode"`            // proved of it
 }
 
 // Subject says what a receipt is about.
@@ -220,6 +217,9 @@ func CheckStatement(statement, publicKey, userData []byte) (*Statement, error) {
 	if len(publicKey) != ed25519.PublicKeySize || s.BootID != BootIDOf(publicKey) ||
 		!bytes.Equal(userData, UserData(KindBoot, statement)) { //nolint:forbidigo // public bytes
 		return nil, fmt.Errorf("%w: the boot document does not vouch for this statement", ErrMalformed)
+	}
+	if len(s.Pairs) < 1 || len(s.Pairs) > maxPairs || s.PolicyHash == [32]byte{} || s.Mode != keypolicy.Managed && s.Mode != keypolicy.Sealed {
+		return nil, fmt.Errorf("%w: the statement tells of no proof of the key policy", ErrMalformed)
 	}
 	return s, nil
 }

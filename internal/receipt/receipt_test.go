@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // The receipt key of all tests: RFC 8032's TEST 2 seed, which nobody uses.
@@ -39,7 +40,7 @@ func testStatement() *receipt.Statement {
 		Domain: receipt.StatementDomain, Version: 1, Kind: receipt.KindBoot, BootID: receipt.BootIDOf(public),
 		ConfigHash: [32]byte{1}, Keyring: "main", Fingerprint: [32]byte{2}, Epoch: 3,
 		KMSKeyARN: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
-		Pairs:     []receipt.Pair{{PCR0: [48]byte{4}, PCR16: [48]byte{5}}}, Mode: receipt.ModeUnproven,
+		Pairs:     []receipt.Pair{{PCR0: [48]byte{4}, PCR16: [48]byte{5}}}, PolicyHash: [32]byte{6}, Mode: keypolicy.Managed,
 	}
 }
 
@@ -170,11 +171,21 @@ func TestAStatementIsVouchedForByItsDocument(t *testing.T) {
 	challenge := edited(func(s *receipt.Statement) { s.Kind = receipt.KindChallenge })
 	second := edited(func(s *receipt.Statement) { s.Version = 2 })
 	domain := edited(func(s *receipt.Statement) { s.Domain = receipt.ReceiptDomain })
-	for name, tt := range map[string]struct{ statement, public, data []byte }{
+	type evidence struct{ statement, public, data []byte }
+	unproven := func(edit func(*receipt.Statement)) evidence {
+		b := edited(edit)
+		return evidence{b, public, receipt.UserData(receipt.KindBoot, b)}
+	}
+	for name, tt := range map[string]evidence{
 		"another receipt key":    {b, other, data},
 		"no receipt key":         {b, nil, data},
 		"no user data":           {b, public, nil},
 		"user data of a kms one": {b, public, receipt.UserData(receipt.KindKMS, b)},
+		"no pair":                unproven(func(s *receipt.Statement) { s.Pairs = []receipt.Pair{} }),
+		"three pairs":            unproven(func(s *receipt.Statement) { s.Pairs = append(s.Pairs, s.Pairs[0], s.Pairs[0]) }),
+		"no hash of the policy":  unproven(func(s *receipt.Statement) { s.PolicyHash = [32]byte{} }),
+		"no mode":                unproven(func(s *receipt.Statement) { s.Mode = "" }),
+		"a mode of its own":      unproven(func(s *receipt.Statement) { s.Mode = "unproven" }),
 		"another statement":      {edited(func(s *receipt.Statement) { s.Epoch++ }), public, data},
 		"another kind":           {challenge, public, receipt.UserData(receipt.KindBoot, challenge)},
 		"another version":        {second, public, receipt.UserData(receipt.KindBoot, second)},

@@ -46,6 +46,9 @@ const (
 	KMSReply       Code = "kms_reply"
 	KMSWrongKey    Code = "kms_wrong_key"
 
+	KMSKeyUnfit   Code = "kms_key_unfit"
+	PolicyForeign Code = "key_policy_foreign"
+
 	NoKeyring       Code = "no_keyring"
 	KeyringConflict Code = "keyring_conflict"
 	KeyringInvalid  Code = "keyring_invalid"
@@ -140,6 +143,8 @@ var table = []Entry{
 	{KMSCredentials, Retry, 1, 503, "the parent gave no valid AWS credentials, or they have expired"},
 	{KMSReply, Refuse, 1, 502, "the answer of KMS is not what was asked for"},
 	{KMSWrongKey, Refuse, 1, 403, "the wrapped data key does not belong to the measured KMS key, keyring and epoch"},
+	{KMSKeyUnfit, Refuse, 1, 403, "the KMS key has grants, is multi-region, disabled, of another kind, or its material was not made by KMS"},
+	{PolicyForeign, Refuse, 1, 403, "the key policy does not admit this image and config"},
 	{NoKeyring, Retry, 1, 503, "the enclave has no keyring: create or load one first"},
 	{KeyringConflict, Refuse, 1, 409, "the enclave holds another keyring: restart it to load this one"},
 	{KeyringInvalid, Refuse, 1, 400, "the keyring header is malformed or not the one of the config"},

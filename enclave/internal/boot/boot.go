@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/attestation/nsm"
-	"github.com/keyhold/keyhold/enclave/internal/keyring"
 	"github.com/keyhold/keyhold/enclave/internal/kms"
 	"github.com/keyhold/keyhold/enclave/internal/secret"
 	"github.com/keyhold/keyhold/enclave/internal/sign"
@@ -23,15 +22,18 @@ import (
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/sealed"
 	"github.com/keyhold/keyhold/internal/wire"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
-// kmsTimeout bounds the KMS calls of one request: at most two calls of three
-// attempts each.
+// kmsTimeout bounds the KMS calls of one request: the proof and two calls of
+// three attempts each.
 const kmsTimeout = 100 * time.Second
 
-// KMS makes and opens data keys under the measured KMS key. Errors are those of
-// *kms.Client.
+// KMS makes and opens data keys under the measured KMS key, and tells what
+// guards that. Errors are those of *kms.Client.
 type KMS interface {
+	// ReadLock returns policy, metadata and grants of the key.
+	ReadLock(ctx context.Context) (*kms.Lock, error)
 	// GenerateDataKey returns a new key of 32 bytes and its wrapped form.
 	GenerateDataKey(ctx context.Context, encCtx map[string]string) (wrapped []byte, dek *secret.Bytes, err error)
 	// Decrypt opens a wrapped key under the context that it was made with.
@@ -44,6 +46,7 @@ type Options struct {
 	Entropy  func() error         // nil once the kernel's generator may be trusted
 	Mono     func() time.Duration // see sign.Clock
 	KMS      func(keyARN string, now func() time.Time) (KMS, error)
+	Prove    func(policy []byte, want keypolicy.Expectation) (keypolicy.Result, error) // keypolicy.Prove
 	MaxLanes int
 	Logger   *slog.Logger
 
@@ -89,7 +92,7 @@ type Progress struct {
 
 // New returns a boot that waits for Run.
 func New(o Options) (*Boot, error) {
-	if o.NSM == nil || o.Entropy == nil || o.Mono == nil || o.KMS == nil || o.Logger == nil {
+	if o.NSM == nil || o.Entropy == nil || o.Mono == nil || o.KMS == nil || o.Prove == nil || o.Logger == nil {
 		return nil, errors.New("boot: options are incomplete")
 	}
 	return &Boot{
@@ -168,16 +171,13 @@ func (b *Boot) Run(ctx context.Context) error {
 	b.opt.Logger.InfoContext(ctx, "config measured", slog.String("keyring", cfg.Keyring))
 	first.answer(nil)
 
-	// The proof of the key policy belongs here, before the first data key is
-	// made or opened, over the same client. It comes with an issue of its own;
-	// until then the boot statement says receipt.ModeUnproven.
-
 	// Keyring: made or opened with a data key that KMS gives to this image and
-	// config only. What failed may be asked again.
-	var header *sealed.Header
-	var ring *keyring.Ring
+	// config only. That it gives it to nobody else is proved first, of what KMS
+	// says of its key over the same client. What failed may be asked again.
+	var open *opened
+	prove := func(ctx context.Context) (*keypolicy.Result, error) { return b.proveLock(ctx, client, cfg) }
 	created := false
-	for ring == nil {
+	for open == nil {
 		q, err := b.next(ctx)
 		if err != nil {
 			return ended(ctx, err)
@@ -187,38 +187,46 @@ func (b *Boot) Run(ctx context.Context) error {
 			q.answer(b.sameConfig(q.body))
 			continue
 		case wire.TypeCreateKeyring:
-			header, ring, err = createKeyring(ctx, b.opt.NSM, client, cfg)
+			open, err = createKeyring(ctx, b.opt.NSM, client, cfg, prove)
 		case wire.TypeLoad:
-			header, ring, err = openKeyring(ctx, b.opt.NSM, client, cfg, q.body)
+			open, err = openKeyring(ctx, b.opt.NSM, client, cfg, q.body, prove)
 		default:
 			err = refusal.UnknownType
 		}
 		if err == nil {
 			// Boot statement and document: what this boot is, vouched for by the NSM.
-			err = b.state(raw, cfg, header)
+			err = b.state(raw, cfg, open)
 		}
 		if err == nil {
-			err = b.engine.Open(cfg, ring)
+			err = b.engine.Open(cfg, open.ring)
 		}
 		if err != nil {
 			b.opt.Logger.WarnContext(ctx, "no keyring", slog.String("code", string(refusal.Of(err))))
-			if ring != nil {
-				ring.Destroy()
-				ring = nil
+			if open != nil {
+				open.ring.Destroy()
+				open = nil
 			}
 			q.answer(err)
 			continue
 		}
 		created = q.typ == wire.TypeCreateKeyring
 		b.ready()
-		b.opt.Logger.InfoContext(ctx, "keyring open", slog.String("keyring", header.ID()), slog.Bool("created", created))
+		b.opt.Logger.InfoContext(ctx, "keyring open", slog.String("keyring", open.header.ID()), slog.Bool("created", created))
 		q.answer(nil)
 	}
 
-	// Ready. The same again is answered, another is refused.
+	// Ready. The same again is answered, another is refused. What let this enclave
+	// in is asked about again and again; where it would no more, the keys go.
+	guard, stop := context.WithCancel(ctx)
+	over := make(chan error, 1)
+	go func() { over <- b.revalidate(guard, client, cfg, open.header) }()
+	defer func() { stop(); <-over }()
 	for {
-		q, err := b.next(ctx)
-		if err != nil {
+		var q *ask
+		select {
+		case q = <-b.asks:
+		case err := <-over:
+			over <- nil // for the deferred wait
 			return ended(ctx, err)
 		}
 		switch {
@@ -235,12 +243,12 @@ func (b *Boot) Run(ctx context.Context) error {
 }
 
 // state makes the statement and document of this boot.
-func (b *Boot) state(raw []byte, cfg *config.Config, header *sealed.Header) error {
+func (b *Boot) state(raw []byte, cfg *config.Config, o *opened) error {
 	statement := receipt.Encode(&receipt.Statement{
 		Domain: receipt.StatementDomain, Version: 1, Kind: receipt.KindBoot,
 		BootID: b.engine.BootID(), ConfigHash: config.Hash(raw),
-		Keyring: header.Keyring, Fingerprint: header.Fingerprint(), Epoch: header.Epoch,
-		KMSKeyARN: cfg.KMSKeyARN, Pairs: []receipt.Pair{}, Mode: receipt.ModeUnproven,
+		Keyring: o.header.Keyring, Fingerprint: o.header.Fingerprint(), Epoch: o.header.Epoch,
+		KMSKeyARN: cfg.KMSKeyARN, PolicyHash: o.lock.Hash, Pairs: pairsOf(o.lock), Mode: o.lock.Mode,
 	})
 	document, err := b.opt.NSM.Attest(nsm.AttestRequest{
 		PublicKey: b.engine.ReceiptKey(), UserData: receipt.UserData(receipt.KindBoot, statement),
@@ -250,7 +258,7 @@ func (b *Boot) state(raw []byte, cfg *config.Config, header *sealed.Header) erro
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.progress.Header = sealed.EncodeHeader(header)
+	b.progress.Header = sealed.EncodeHeader(o.header)
 	b.progress.Document, b.progress.Statement = document, statement
 	return nil
 }

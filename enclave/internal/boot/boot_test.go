@@ -23,6 +23,7 @@ import (
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/sealed"
 	"github.com/keyhold/keyhold/internal/wire"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,10 +36,23 @@ type world struct {
 	opt   boot.Options
 }
 
-// counted notes every call.
+// counted notes every call, and has the key policy admit the enclave.
 type counted struct {
 	boot.KMS
+	nsm   nsm.Session
 	calls *[]string
+}
+
+func (c counted) ReadLock(ctx context.Context) (*kms.Lock, error) {
+	*c.calls = append(*c.calls, "ReadLock")
+	pcr0, _, err0 := c.nsm.DescribePCR(0)
+	pcr16, _, err16 := c.nsm.DescribePCR(16)
+	if a, ok := c.KMS.(interface {
+		Admit(keyARN string, pair keypolicy.Pair)
+	}); ok && err0 == nil && err16 == nil {
+		a.Admit(enclavetest.DefaultConfig().KMSKeyARN, keypolicy.Pair{PCR0: keypolicy.PCR(pcr0), PCR16: keypolicy.PCR(pcr16)})
+	}
+	return c.KMS.ReadLock(ctx)
 }
 
 func (c counted) GenerateDataKey(ctx context.Context, e map[string]string) ([]byte, *secret.Bytes, error) {
@@ -62,11 +76,11 @@ func newWorld(t *testing.T, debug bool, client boot.KMS) *world {
 		t.Fatal(err)
 	}
 	calls := &[]string{}
-	w := &world{nsm: device, kms: counted{client, calls}, calls: calls}
+	w := &world{nsm: device, kms: counted{client, device, calls}, calls: calls}
 	begin := time.Now()
 	w.opt = boot.Options{
 		NSM: device, Entropy: func() error { return nil }, Mono: func() time.Duration { return time.Since(begin) },
-		KMS: func(string, func() time.Time) (boot.KMS, error) { return w.kms, nil }, MaxLanes: 4,
+		KMS: func(string, func() time.Time) (boot.KMS, error) { return w.kms, nil }, MaxLanes: 4, Prove: enclavetest.Prove,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	return w

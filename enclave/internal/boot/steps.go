@@ -16,6 +16,7 @@ import (
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/refusal"
 	"github.com/keyhold/keyhold/internal/sealed"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 const configPCR = 16
@@ -85,64 +86,82 @@ func refuseDebug(session nsm.Session) error {
 // createKeyring makes a data key and an empty keyring under it. The wrapped key
 // is opened again and compared before anything can be sealed: a key that KMS
 // cannot give back must never hold anything.
-func createKeyring(ctx context.Context, session nsm.Session, client KMS, cfg *config.Config) (*sealed.Header, *keyring.Ring, error) {
+func createKeyring(ctx context.Context, session nsm.Session, client KMS, cfg *config.Config, prove prover) (*opened, error) {
 	if len(cfg.Create) == 0 {
-		return nil, nil, refusal.CreateDenied
+		return nil, refusal.CreateDenied
 	}
 	if err := refuseDebug(session); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, kmsTimeout)
 	defer cancel()
+	lock, err := prove(ctx)
+	if err != nil {
+		return nil, err
+	}
 	encCtx := sealed.EncryptionContext(cfg.Keyring, cfg.SealEpoch)
 	wrapped, dek, err := client.GenerateDataKey(ctx, encCtx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("generate data key: %w", kmsRefusal(err))
+		return nil, fmt.Errorf("generate data key: %w", kmsRefusal(err))
 	}
 	again, err := client.Decrypt(ctx, wrapped, encCtx)
 	if err != nil {
 		dek.Destroy()
-		return nil, nil, fmt.Errorf("decrypt new data key: %w", kmsRefusal(err))
+		return nil, fmt.Errorf("decrypt new data key: %w", kmsRefusal(err))
 	}
 	defer again.Destroy()
 	if !dek.Equal(again) {
 		dek.Destroy()
-		return nil, nil, fmt.Errorf("decrypt new data key: %w", refusal.KMSReply)
+		return nil, fmt.Errorf("decrypt new data key: %w", refusal.KMSReply)
 	}
 	h := &sealed.Header{
 		Version: 1, Keyring: cfg.Keyring, Epoch: cfg.SealEpoch, KMSKeyARN: cfg.KMSKeyARN, WrappedDEK: wrapped,
 	}
-	return newRing(cfg, h, dek)
+	return newRing(cfg, h, dek, lock)
 }
 
 // openKeyring checks a header against the measured config before it asks KMS.
-func openKeyring(ctx context.Context, session nsm.Session, client KMS, cfg *config.Config, raw []byte) (*sealed.Header, *keyring.Ring, error) {
+func openKeyring(ctx context.Context, session nsm.Session, client KMS, cfg *config.Config, raw []byte, prove prover) (*opened, error) {
 	h, err := sealed.DecodeHeader(raw)
 	if err != nil || h.Keyring != cfg.Keyring || h.KMSKeyARN != cfg.KMSKeyARN {
-		return nil, nil, refusal.KeyringInvalid
+		return nil, refusal.KeyringInvalid
 	}
 	if !slices.Contains(cfg.Epochs, h.Epoch) {
-		return nil, nil, refusal.EpochClosed
+		return nil, refusal.EpochClosed
 	}
 	if err := refuseDebug(session); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, kmsTimeout)
 	defer cancel()
+	lock, err := prove(ctx)
+	if err != nil {
+		return nil, err
+	}
 	dek, err := client.Decrypt(ctx, h.WrappedDEK, sealed.EncryptionContext(h.Keyring, h.Epoch))
 	if err != nil {
-		return nil, nil, fmt.Errorf("decrypt data key: %w", kmsRefusal(err))
+		return nil, fmt.Errorf("decrypt data key: %w", kmsRefusal(err))
 	}
-	return newRing(cfg, h, dek)
+	return newRing(cfg, h, dek, lock)
+}
+
+// prover is Boot.proveLock of one boot.
+type prover func(context.Context) (*keypolicy.Result, error)
+
+// opened is a keyring, and the lock that its data key was behind.
+type opened struct {
+	header *sealed.Header
+	ring   *keyring.Ring
+	lock   *keypolicy.Result
 }
 
 // newRing hands dek over to the keyring, which destroys it.
-func newRing(cfg *config.Config, h *sealed.Header, dek *secret.Bytes) (*sealed.Header, *keyring.Ring, error) {
+func newRing(cfg *config.Config, h *sealed.Header, dek *secret.Bytes, lock *keypolicy.Result) (*opened, error) {
 	ring, err := keyring.New(cfg, h, dek)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return h, ring, nil
+	return &opened{header: h, ring: ring, lock: lock}, nil
 }
 
 // kmsCodes are the refusals that stand for the KMS client's codes.

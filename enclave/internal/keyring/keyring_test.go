@@ -28,7 +28,8 @@ func testConfig() *config.Config {
 			{Name: "all", Kinds: record.Kinds()},
 			{Name: "messages", Kinds: []record.Kind{record.Message}},
 		},
-		Lease: config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 	for _, a := range record.Algorithms() {
 		c.Create = append(c.Create, config.Create{Algorithm: a, Policy: "all", Max: 2})

@@ -1,6 +1,9 @@
 package kms
 
-import "time"
+import (
+	"net/http"
+	"time"
+)
 
 var (
 	TestingOnlyUnwrapKey  = unwrapKey
@@ -15,6 +18,11 @@ func TestingOnlyNew(o Options) (*Client, error) { return newClient(o, noDelay{})
 type noDelay struct{}
 
 func (noDelay) BackoffDelay(int, error) (time.Duration, error) { return 0, nil }
+
+// TestingOnlyOnlyHost is the transport that sends to host through next.
+func TestingOnlyOnlyHost(host string, next http.RoundTripper) http.RoundTripper {
+	return onlyHost{host: host, next: next}
+}
 
 const (
 	TestingOnlyMaxAttempts = maxAttempts

@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -137,6 +138,55 @@ func TestALockOfAnotherKeyIsRefused(t *testing.T) {
 				t.Errorf("got %v, want %v", err, kms.ErrReply)
 			}
 		})
+	}
+}
+
+// roundTrip is a transport that is one function.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// closing is a body that cannot be read once it is closed, as the SDK's.
+type closing struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closing) Read(p []byte) (int, error) {
+	if c.closed {
+		return 0, errors.New("read after close")
+	}
+	return c.Reader.Read(p) //nolint:wrapcheck // io.EOF must stay itself
+}
+
+func (c *closing) Close() error {
+	c.closed = true
+	return nil
+}
+
+// The SDK closes a request's body when the head of the answer is there. net/http
+// then broke the connection, and a key policy of some kilobytes never came.
+func TestTheTransportHasABodyThatNobodyElseCloses(t *testing.T) {
+	var sent io.Reader
+	rt := kms.TestingOnlyOnlyHost("kms.test", roundTrip(func(r *http.Request) (*http.Response, error) {
+		sent = r.Body
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
+	}))
+	body := &closing{Reader: strings.NewReader("a request")}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://kms.test/", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := rt.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, sent); string(got) != "a request" {
+		t.Errorf("the transport reads %q", got)
 	}
 }
 

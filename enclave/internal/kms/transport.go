@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -117,12 +118,32 @@ func (t onlyHost) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" || r.URL.Host != t.host || r.Host != "" && r.Host != t.host {
 		return nil, errOtherURL
 	}
-	resp, err := t.next.RoundTrip(r)
+	own, err := ownBody(r)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.next.RoundTrip(own)
 	if err != nil {
 		return nil, fmt.Errorf("send to KMS: %w", err)
 	}
 	resp.Body = &boundedBody{body: resp.Body, left: maxBody}
 	return resp, nil
+}
+
+// ownBody returns r with a copy of its body. The SDK closes the body as soon as it
+// has the head of an answer; net/http, which may still be looking for the body's
+// end, would then break the connection under an answer that is still coming in.
+func ownBody(r *http.Request) (*http.Request, error) {
+	if r.Body == nil {
+		return r, nil
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, fmt.Errorf("send to KMS: read the request: %w", err)
+	}
+	own := r.Clone(r.Context())
+	own.Body = io.NopCloser(bytes.NewReader(body))
+	return own, nil
 }
 
 // boundedBody fails where io.LimitReader would cut silently.

@@ -55,7 +55,8 @@ func testConfig() *config.Config {
 			{Name: "messages", Kinds: []record.Kind{record.Message}},
 			{Name: "open", Kinds: record.Kinds()},
 		},
-		Lease: config.LeaseLimit{MaxMS: lease, MarginMS: margin},
+		Lease:     config.LeaseLimit{MaxMS: lease, MarginMS: margin},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	}
 }
 

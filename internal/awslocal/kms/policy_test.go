@@ -11,6 +11,7 @@ const (
 	testARN   = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-4def-8123-456789abcdef"
 	roleARN   = "arn:aws:iam::111122223333:role/parent"
 	rootARN   = "arn:aws:iam::111122223333:root"
+	adminARN  = "arn:aws:iam::111122223333:role/keyhold-admin"
 	strangerA = "arn:aws:iam::999999999999:role/parent"
 )
 

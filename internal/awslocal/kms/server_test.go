@@ -574,15 +574,17 @@ func TestTheDefaultPolicyAdmitsPairsAndNothingElse(t *testing.T) {
 	}{
 		{roleARN, "kms:Decrypt", 1, 2, "allowed"},
 		{roleARN, "kms:GenerateDataKey", 3, 4, "allowed"},
-		{roleARN, "kms:Decrypt", 1, 4, "implicit deny"},
-		{roleARN, "kms:Decrypt", 5, 2, "implicit deny"},
+		{roleARN, "kms:Decrypt", 1, 4, "explicit deny"},
+		{roleARN, "kms:Decrypt", 5, 2, "explicit deny"},
 		{roleARN, "kms:Decrypt", 0, 0, "explicit deny"},
 		{rootARN, "kms:Decrypt", 1, 2, "explicit deny"},
 		{roleARN, "kms:Encrypt", 1, 2, "explicit deny"},
 		{roleARN, "kms:ReEncryptTo", 1, 2, "explicit deny"},
 		{rootARN, "kms:CreateGrant", 0, 0, "explicit deny"},
-		{roleARN, "kms:PutKeyPolicy", 1, 2, "implicit deny"},
-		{rootARN, "kms:PutKeyPolicy", 0, 0, "allowed"},
+		{roleARN, "kms:PutKeyPolicy", 1, 2, "explicit deny"},
+		{rootARN, "kms:PutKeyPolicy", 0, 0, "explicit deny"},
+		{adminARN, "kms:PutKeyPolicy", 0, 0, "allowed"},
+		{adminARN, "kms:Decrypt", 1, 2, "explicit deny"},
 		{roleARN, "kms:GetKeyPolicy", 0, 0, "allowed"},
 		{strangerA, "kms:DescribeKey", 0, 0, "implicit deny"},
 	}
@@ -593,7 +595,7 @@ func TestTheDefaultPolicyAdmitsPairsAndNothingElse(t *testing.T) {
 		}
 	}
 	for name, pairs := range map[string][]kms.Pair{
-		"none": nil, "three": append(pairs, pairs[0]), "short": {{PCR0: pcr(1)[:47], PCR16: pcr(2)}}, "zero": {{PCR0: pcr(0), PCR16: pcr(2)}},
+		"three": append(pairs, pairs[0]), "short": {{PCR0: pcr(1)[:47], PCR16: pcr(2)}}, "zero": {{PCR0: pcr(0), PCR16: pcr(2)}},
 	} {
 		if _, err := kms.DefaultPolicy(account, roleARN, pairs); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -113,6 +113,8 @@ var rules = []rule{
 	{root: "parent/pipeline", banned: []string{sdk, own("parent/store/dynamo"), own("parent/store/memory")}, why: "the pipeline knows the store by its contract"},
 	{root: "parent/lease", banned: []string{sdk, own("parent/store/dynamo"), own("parent/store/memory")}, why: "the lease rules know the store by its contract"},
 	{root: "parent/intake", banned: []string{sdk, own("parent/store/dynamo"), own("parent/store/memory")}, why: "the intake knows the store by its contract"},
+	{root: "parent/watch", banned: []string{sdk, own("parent/store"), own("parent/pipeline")}, why: "who starts enclaves has nothing to do with records"},
+	{root: "enclave/internal/logring", banned: []string{sdk, "net/http", "os/exec", own("enclave/internal/keyring"), own("enclave/internal/sign")}, why: "who keeps log lines knows no key"},
 	{root: "parent/signclient", banned: []string{sdk, own("parent/store")}, why: "the wire client knows neither store nor AWS"},
 	{root: "parent/store", banned: []string{sdk, own("parent/store/dynamo"), own("parent/store/memory")}, why: "the contract stands above its implementations"},
 	{

@@ -125,11 +125,20 @@ func (c NitroCLI) Version(ctx context.Context) (string, error) {
 // of them, and an enclave that it lacks may be there: nitro-cli could not ask all.
 func (c NitroCLI) Describe(ctx context.Context) ([]Enclave, error) {
 	out, err := c.call(ctx, describeTimeout, "describe-enclaves")
-	var list []Enclave
-	if bad := json.Unmarshal(out, &list); bad != nil && err == nil {
-		return nil, &CLIError{Command: "describe-enclaves", cause: errors.New("its output is not the JSON that it prints")}
+	list, bad := parseEnclaves(out)
+	if bad != nil && err == nil {
+		return nil, &CLIError{Command: "describe-enclaves", cause: bad}
 	}
 	return list, err
+}
+
+// parseEnclaves reads what describe-enclaves prints.
+func parseEnclaves(out []byte) ([]Enclave, error) {
+	var list []Enclave
+	if json.Unmarshal(out, &list) != nil || list == nil { // null is no list without enclaves
+		return nil, errors.New("its output is not the JSON that it prints")
+	}
+	return list, nil
 }
 
 // DescribeEIF measures an image file as nitro-cli does.

@@ -1,0 +1,4 @@
+package watch
+
+// TestingOnlyParseEnclaves reads what describe-enclaves prints.
+func TestingOnlyParseEnclaves(out []byte) ([]Enclave, error) { return parseEnclaves(out) }

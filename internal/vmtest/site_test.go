@@ -164,9 +164,10 @@ func (s *site) config(keyring string) []byte {
 	s.t.Helper()
 	raw, err := config.Encode(&config.Config{
 		Version: 1, KMSKeyARN: s.arn, Keyring: keyring, Epochs: []uint32{1}, SealEpoch: 1,
-		Policies: []config.Policy{{Name: policyName, Kinds: []record.Kind{record.Message}}},
-		Create:   []config.Create{{Algorithm: record.Secp256k1, Policy: policyName, Max: 1000}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Policies:  []config.Policy{{Name: policyName, Kinds: []record.Kind{record.Message}}},
+		Create:    []config.Create{{Algorithm: record.Secp256k1, Policy: policyName, Max: 1000}},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	})
 	if err != nil {
 		s.t.Fatal(err)

@@ -64,8 +64,9 @@ func newPatient(t *testing.T) *patient {
 	raw, err := config.Encode(&config.Config{
 		Version: 1, KMSKeyARN: "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000001",
 		Keyring: "main", Epochs: []uint32{1}, SealEpoch: 1,
-		Policies: []config.Policy{{Name: "default", Kinds: []record.Kind{record.Message}}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Policies:  []config.Policy{{Name: "default", Kinds: []record.Kind{record.Message}}},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	})
 	if err != nil {
 		t.Fatal(err)

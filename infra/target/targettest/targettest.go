@@ -71,9 +71,10 @@ func Config(t testing.TB, keyARN string) []byte {
 	t.Helper()
 	raw, err := config.Encode(&config.Config{
 		Version: 1, KMSKeyARN: keyARN, Keyring: "main", Epochs: []uint32{1}, SealEpoch: 1,
-		Create:   []config.Create{{Algorithm: record.Secp256k1, Policy: "payouts", Max: 1000}},
-		Policies: []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Create:    []config.Create{{Algorithm: record.Secp256k1, Policy: "payouts", Max: 1000}},
+		Policies:  []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	})
 	if err != nil {
 		t.Fatal(err)

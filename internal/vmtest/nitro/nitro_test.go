@@ -75,9 +75,10 @@ func enclaveConfig(t *testing.T) []byte {
 	raw, err := config.Encode(&config.Config{
 		Version: 1, KMSKeyARN: "arn:aws:kms:us-east-1:000000000000:key/00000000-0000-4000-8000-000000000000",
 		Keyring: "nitro", Epochs: []uint32{1}, SealEpoch: 1,
-		Policies: []config.Policy{{Name: "default", Kinds: []record.Kind{record.Message}}},
-		Create:   []config.Create{{Algorithm: record.Secp256k1, Policy: "default", Max: 1}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		Policies:  []config.Policy{{Name: "default", Kinds: []record.Kind{record.Message}}},
+		Create:    []config.Create{{Algorithm: record.Secp256k1, Policy: "default", Max: 1}},
+		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+		KeyPolicy: config.DefaultKeyPolicy(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,7 +23,8 @@ type enclave struct {
 	hello    refusal.Code // the answer to hello, where not empty
 	attest   refusal.Code // the answer to attest, where not empty
 	document []byte
-	hangUp   bool // after each answer to attest
+	hangUp   bool          // after each answer to attest
+	hangs    chan struct{} // where not nil, attest waits for it
 
 	mu    sync.Mutex
 	dials int
@@ -68,6 +70,9 @@ func (e *enclave) serve(conn net.Conn) {
 		} else {
 			if m.Type != wire.TypeAttest {
 				e.t.Errorf("unexpected %s", m.Type)
+			}
+			if e.hangs != nil {
+				<-e.hangs
 			}
 			body = &wire.AttestReply{Document: e.document}
 		}
@@ -119,6 +124,19 @@ func TestAPulseTellsAnEnclaveThatLivesFromOneThatDoesNot(t *testing.T) {
 				t.Errorf("%d connections, want %d", e.dials, tt.dials)
 			}
 		})
+	}
+}
+
+func TestAnEnclaveThatHangsIsNotWaitedForLongerThanItsTime(t *testing.T) {
+	e := &enclave{t: t, hangs: make(chan struct{})}
+	defer e.end()
+	defer close(e.hangs)
+	p := &watch.Pulse{Dial: e.dial}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.Probe(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
 	}
 }
 

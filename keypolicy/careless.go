@@ -2,15 +2,17 @@ package keypolicy
 
 import "encoding/json"
 
-// layer is a set of statements that the questions are put to.
-type layer struct {
+// addition is what somebody adds to a policy.
+type addition struct {
 	name       string
 	statements []Statement
 }
 
 // careless are Allows as they are added by mistake, each put behind the policy in
-// turn. The last one contains all others; they are there for what a report says.
-func careless(account, parent, stranger string) ([]layer, error) {
+// turn. The last one contains all others: a policy that holds with it holds with
+// each of them, since an Allow that is taken away gives nothing. The others tell,
+// of a policy that does not hold, how little it takes.
+func careless(account, parent, stranger string) ([]addition, error) {
 	if parent == "" {
 		parent = stranger
 	}
@@ -27,7 +29,7 @@ func careless(account, parent, stranger string) ([]layer, error) {
 		{"kms:De* for everybody", "*", []string{"kms:De*"}},
 		{"kms:* for everybody", "*", []string{"kms:*"}},
 	}
-	out := make([]layer, len(additions))
+	out := make([]addition, len(additions))
 	for i, a := range additions {
 		text, err := json.Marshal(document{Version: version, Statement: []element{
 			{Effect: "Allow", Principal: a.who, Action: a.actions, Resource: "*"},
@@ -39,7 +41,7 @@ func careless(account, parent, stranger string) ([]layer, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[i] = layer{a.name, p.statements}
+		out[i] = addition{a.name, p.statements}
 	}
 	return out, nil
 }

@@ -39,24 +39,18 @@ func Diff(before, after Policy, account string) (Difference, error) {
 	var d Difference
 	d.Removed, d.Added = without(before, after), without(after, before)
 	gains, loses := changes{}, changes{}
-	for i, a := range actions {
-		shown := u.shown
-		if !a.Attested {
-			shown = shown[:1]
-		}
-		for c := range u.callers {
-			was, will := candidates(before.statements, u.callers[c], i), candidates(after.statements, u.callers[c], i)
-			for s := range shown {
-				fits := func(of *Statement) bool { return of.fits(shown[s]) }
-				old, now := decide(was, fits).Outcome == Allowed, decide(will, fits).Outcome == Allowed
-				switch {
-				case now && !old:
-					gains.add(c, i, s)
-				case old && !now:
-					loses.add(c, i, s)
-				}
+	was, will := newTable("", before.statements, u), newTable("", after.statements, u)
+	for i := range actions {
+		old := map[[2]int]bool{}
+		was.each(i, func(c, s int, d Decision) { old[[2]int{c, s}] = d.Outcome == Allowed })
+		will.each(i, func(c, s int, d Decision) {
+			switch now, before := d.Outcome == Allowed, old[[2]int{c, s}]; {
+			case now && !before:
+				gains.add(c, i, s)
+			case before && !now:
+				loses.add(c, i, s)
 			}
-		}
+		})
 	}
 	d.Gains, d.Loses = gains.access(u, account), loses.access(u, account)
 	return d, nil

@@ -67,26 +67,17 @@ func Evaluate(p Policy, r Request) (Decision, error) {
 			shown[register] = v.String()
 		}
 	}
-	return decide(candidates(p.statements, r.Caller, i), func(s *Statement) bool { return s.fits(shown) }), nil
-}
-
-// candidate is a statement that is about a caller and an action.
-type candidate struct {
-	*Statement
-	index int
-}
-
-// candidates returns the statements that apply if the registers fit.
-func candidates(statements []Statement, c Caller, action int) []candidate {
-	var out []candidate
-	for i := range statements {
-		s := &statements[i]
-		if s.covers[action] && s.Principal.name(c, s.Deny) && s.suits(c) {
-			out = append(out, candidate{s, i})
+	var among []int
+	for k := range p.statements {
+		if s := &p.statements[k]; s.covers[i] && s.about(r.Caller) {
+			among = append(among, k)
 		}
 	}
-	return out
+	return decide(p.statements, among, func(k int) bool { return p.statements[k].fits(shown) }), nil
 }
+
+// about reports whether a statement is about the caller.
+func (s *Statement) about(c Caller) bool { return s.Principal.name(c, s.Deny) && s.suits(c) }
 
 // suits reports whether the conditions on the caller hold.
 func (s *Statement) suits(caller Caller) bool {
@@ -126,17 +117,17 @@ func (s *Statement) fits(shown Shown) bool {
 	return true
 }
 
-func decide(among []candidate, fits func(*Statement) bool) Decision {
+// decide looks at the statements that are about a caller and an action, by their
+// indexes, and for which fits says that the document fits.
+func decide(statements []Statement, among []int, fits func(k int) bool) Decision {
 	d := Decision{Outcome: NotAllowed, Statement: -1}
-	for _, c := range among {
-		if !fits(c.Statement) {
-			continue
-		}
-		if c.Deny {
-			return Decision{Outcome: Denied, Statement: c.index}
-		}
-		if d.Outcome == NotAllowed {
-			d = Decision{Outcome: Allowed, Statement: c.index}
+	for _, k := range among {
+		switch {
+		case !fits(k):
+		case statements[k].Deny:
+			return Decision{Outcome: Denied, Statement: k}
+		case d.Outcome == NotAllowed:
+			d = Decision{Outcome: Allowed, Statement: k}
 		}
 	}
 	return d

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -56,9 +57,16 @@ func whom(v any) []string {
 	return out
 }
 
+// forms are patterns of actions that were compiled before.
+var forms sync.Map
+
 func meansAction(pattern, action string) bool {
+	if form, known := forms.Load(pattern); known {
+		return form.(*regexp.Regexp).MatchString(action)
+	}
 	form := strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(pattern))
-	return regexp.MustCompile("(?i)^" + form + "$").MatchString(action)
+	forms.Store(pattern, regexp.MustCompile("(?i)^"+form+"$"))
+	return meansAction(pattern, action)
 }
 
 var attested = []string{"kms:Decrypt", "kms:DeriveSharedSecret", "kms:GenerateDataKey", "kms:GenerateDataKeyPair", "kms:GenerateRandom"}

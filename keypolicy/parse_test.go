@@ -212,9 +212,12 @@ func TestAPolicyThatNamesTooMuchIsRefused(t *testing.T) {
 	for i := range 8 {
 		registers = append(registers, fmt.Sprintf(`"kms:RecipientAttestation:PCR%d":"%s"`, i, pcr(t, "ab")))
 	}
-	text := policyOf(statement("Allow", `{"AWS":[`+strings.Join(who, ",")+`]}`, `"kms:Decrypt"`, `{"StringEquals":{`+strings.Join(registers, ",")+`}}`))
-	if _, err := keypolicy.Prove([]byte(text), keypolicy.Expectation{Account: account}); !errors.Is(err, keypolicy.ErrNotUnderstood) {
-		t.Error(err)
+	callers := policyOf(statement("Allow", `{"AWS":[`+strings.Join(who, ",")+`]}`, `"kms:Decrypt"`, ""))
+	documents := policyOf(statement("Allow", `"*"`, `"kms:Decrypt"`, `{"StringEquals":{`+strings.Join(registers, ",")+`}}`))
+	for _, text := range []string{callers, documents} {
+		if _, err := keypolicy.Prove([]byte(text), keypolicy.Expectation{Account: account}); !errors.Is(err, keypolicy.ErrNotUnderstood) {
+			t.Error(err)
+		}
 	}
 }
 

@@ -86,12 +86,11 @@ type judge struct {
 	policy   Policy
 	want     Expectation
 	universe *universe
-	given    layer
-	added    []layer // the policy with each careless addition
+	given    *table
+	added    []*table // the policy with each careless addition, the widest last
 	result   Result
 
-	fits  map[*Statement][]bool // which of universe.shown a statement's conditions hold for
-	facts map[question]*tally
+	facts []*tally    // by kind of caller, kind of document and action
 	pair  []*Pair     // that universe.shown[i] shows, if the policy names both registers
 	kinds []shownKind // what documents come to
 	docs  []int       // index into kinds of universe.shown
@@ -99,7 +98,7 @@ type judge struct {
 }
 
 func newJudge(p Policy, want Expectation) (*judge, error) {
-	j := &judge{policy: p, want: want, given: layer{"as it is", p.statements}, facts: map[question]*tally{}, fits: map[*Statement][]bool{}}
+	j := &judge{policy: p, want: want}
 	j.result.Hash = p.Hash()
 	named := slices.Clone(want.Admins)
 	if want.Parent != "" {
@@ -116,7 +115,6 @@ func newJudge(p Policy, want Expectation) (*judge, error) {
 	all := slices.Clone(p.statements)
 	for _, a := range additions {
 		all = append(all, a.statements...)
-		j.added = append(j.added, layer{a.name, slices.Concat(p.statements, a.statements)})
 	}
 	more := map[int][]string{0: nil, 16: nil}
 	for _, pair := range append(slices.Clone(want.Pairs), minePair(want.Mine)...) {
@@ -127,8 +125,14 @@ func newJudge(p Policy, want Expectation) (*judge, error) {
 			more[register] = []string{v.String()}
 		}
 	}
-	j.universe, err = span(all, want.Account, named, more)
-	return j, err
+	if j.universe, err = span(all, want.Account, named, more); err != nil {
+		return nil, err
+	}
+	j.given = newTable("", p.statements, j.universe)
+	for _, a := range additions {
+		j.added = append(j.added, newTable(a.name, slices.Concat(p.statements, a.statements), j.universe))
+	}
+	return j, nil
 }
 
 func minePair(p *Pair) []Pair {
@@ -136,34 +140,6 @@ func minePair(p *Pair) []Pair {
 		return nil
 	}
 	return []Pair{*p}
-}
-
-// each evaluates every request of the universe for one action.
-func (j *judge) each(statements []Statement, action int, visit func(caller, shown int, d Decision)) {
-	shown := j.universe.shown
-	if !actions[action].Attested {
-		shown = shown[:1] // the one without a document
-	}
-	for c := range j.universe.callers {
-		among := candidates(statements, j.universe.callers[c], action)
-		for s := range shown {
-			visit(c, s, decide(among, func(of *Statement) bool { return j.fit(of)[s] }))
-			j.result.Requests++
-		}
-	}
-}
-
-// fit tells for each document whether a statement's conditions on it hold.
-func (j *judge) fit(s *Statement) []bool {
-	known := j.fits[s]
-	if known == nil {
-		known = make([]bool, len(j.universe.shown))
-		for i, shown := range j.universe.shown {
-			known[i] = s.fits(shown)
-		}
-		j.fits[s] = known
-	}
-	return known
 }
 
 // derive reads from the policy as it is who releases with which pairs, who
@@ -174,7 +150,7 @@ func (j *judge) derive() {
 	able := map[Class][]string{} // roles that are named in an Allow
 	var users []string           // of these, who releases with a pair
 	for i, a := range actions {
-		j.each(j.given.statements, i, func(c, s int, d Decision) {
+		j.given.each(i, func(c, s int, d Decision) {
 			arn := j.universe.callers[c].ARN
 			if d.Outcome != Allowed || !isRole(arn) || accountOf(arn) != j.want.Account || !j.isNamed(arn, i) {
 				return
@@ -261,10 +237,8 @@ func firstOutside(list, other []string) string {
 
 func (j *judge) anybodyCanChange() bool {
 	can := false
-	for _, l := range append([]layer{j.given}, j.added...) {
-		j.each(l.statements, actionIndex(putKeyPolicy), func(_, _ int, d Decision) {
-			can = can || d.Outcome == Allowed
-		})
+	for _, t := range []*table{j.given, j.added[len(j.added)-1]} {
+		t.each(actionIndex(putKeyPolicy), func(_, _ int, d Decision) { can = can || d.Outcome == Allowed })
 	}
 	return can
 }

@@ -218,51 +218,73 @@ func (j *judge) creating() bool {
 	return j.result.Creating
 }
 
-// question identifies those requests that are counted as one.
-type question struct {
-	who    whoKind
-	doc    int // of judge.kinds; -1 where the action takes no document
-	action int
-}
-
+// tally is a question and how it was answered.
 type tally struct {
 	Question
-	kind  Kind
-	added string
-	other int // statement that holds back what is Wide
+	who    whoKind
+	order  int // of what is shown; -1 where the action takes no document
+	action int
+
+	kind  Kind   // of the worst wrong answer; 0: none
+	added string // the addition that shows what is Bare
+	other int    // number of the statement that is Wide
 }
 
 // ask puts every question to the policy as it is, with each careless addition,
 // and, where it must be exact, without its Denies.
 func (j *judge) ask() {
+	j.facts = make([]*tally, (int(whoService)+1)*(len(j.kinds)+1)*len(actions))
 	allows := slices.Clone(j.given.statements)
 	for i := range allows {
 		if allows[i].Deny {
 			allows[i].covers = [64]bool{} // it stays where it is, so that numbers of statements are right
 		}
 	}
+	alone := newTable("", allows, j.universe)
 	for i, a := range actions {
-		j.each(j.given.statements, i, func(c, s int, d Decision) { j.fact(i, c, s).given(a.Class, d) })
+		j.given.each(i, func(c, s int, d Decision) {
+			j.result.Requests++
+			j.fact(i, c, s).given(a.Class, d)
+		})
 		if j.want.Exact {
-			j.each(allows, i, func(c, s int, d Decision) {
+			alone.each(i, func(c, s int, d Decision) {
+				j.result.Requests++
 				if f := j.fact(i, c, s); d.Outcome == Allowed && f.Want == No && f.kind < Wide {
 					f.kind, f.other = Wide, d.Statement+1
 				}
 			})
 		}
-		if a.Class == Reading || a.Class == Account {
-			continue
-		}
-		for _, l := range j.added {
-			j.each(l.statements, i, func(c, s int, d Decision) {
-				f := j.fact(i, c, s)
-				f.Requests++
-				if d.Outcome == Allowed && f.Want == No && f.kind < Bare {
-					f.kind, f.added = Bare, l.name
-				}
-			})
+		if a.Class != Reading && a.Class != Account {
+			j.askCareless(i)
 		}
 	}
+}
+
+// askCareless asks with the widest addition, and if a wrong answer comes of it with
+// the others as well, to name the first that gives it.
+func (j *judge) askCareless(action int) {
+	last := len(j.added) - 1
+	if !j.leaks(j.added[last], action, func(*tally) {}) {
+		return
+	}
+	for _, t := range j.added {
+		j.leaks(t, action, func(f *tally) {
+			if f.kind < Bare {
+				f.kind, f.added = Bare, t.name
+			}
+		})
+	}
+}
+
+func (j *judge) leaks(t *table, action int, visit func(*tally)) (some bool) {
+	t.each(action, func(c, s int, d Decision) {
+		j.result.Requests++
+		if f := j.fact(action, c, s); d.Outcome == Allowed && f.Want == No {
+			visit(f)
+			some = true
+		}
+	})
+	return some
 }
 
 // given counts the answer of the policy as it is. Whoever reads more than he needs
@@ -284,47 +306,37 @@ func (f *tally) given(class Class, d Decision) {
 }
 
 func (j *judge) fact(action, caller, shown int) *tally {
-	q := question{j.who[caller], j.docs[shown], action}
-	if !actions[action].Attested {
-		q.doc = -1
+	who, kind := j.who[caller], -1
+	if actions[action].Attested {
+		kind = j.docs[shown]
 	}
-	if f := j.facts[q]; f != nil {
-		return f
+	place := &j.facts[(int(who)*(len(j.kinds)+1)+kind+1)*len(actions)+action]
+	if *place != nil {
+		return *place
 	}
-	a, doc := actions[action], shownKind{}
-	if q.doc >= 0 {
-		doc = j.kinds[q.doc]
+	a, doc := actions[action], shownKind{order: -1}
+	if kind >= 0 {
+		doc = j.kinds[kind]
 	}
-	f := &tally{Question: Question{
-		Who: q.who.String(), Shown: doc.label, Action: a.Name, Class: a.Class.String(), Want: j.answer(q.who, doc, a),
+	*place = &tally{who: who, order: doc.order, action: action, Question: Question{
+		Who: who.String(), Shown: doc.label, Action: a.Name, Class: a.Class.String(), Want: j.answer(who, doc, a),
 	}}
-	j.facts[q] = f
-	return f
+	return *place
 }
 
 // sum brings the answers into order and judges them.
 func (j *judge) sum() (Result, error) {
-	keys := make([]question, 0, len(j.facts))
-	for q := range j.facts {
-		keys = append(keys, q)
-	}
-	order := func(q question) int {
-		if q.doc < 0 {
-			return -1
-		}
-		return j.kinds[q.doc].order
-	}
-	slices.SortFunc(keys, func(a, b question) int {
+	facts := slices.DeleteFunc(j.facts, func(f *tally) bool { return f == nil })
+	slices.SortFunc(facts, func(a, b *tally) int {
 		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(actions[a.action].Class, actions[b.action].Class),
-			cmp.Compare(order(a), order(b)), cmp.Compare(a.action, b.action))
+			cmp.Compare(a.order, b.order), cmp.Compare(a.action, b.action))
 	})
-	for _, q := range keys {
-		j.result.Questions = append(j.result.Questions, j.facts[q].Question)
+	for _, f := range facts {
+		j.result.Questions = append(j.result.Questions, f.Question)
 	}
 	j.wholes()
-	slices.SortStableFunc(keys, func(a, b question) int { return cmp.Compare(gravity(a.action), gravity(b.action)) })
-	for _, q := range keys {
-		f := j.facts[q]
+	slices.SortStableFunc(facts, func(a, b *tally) int { return cmp.Compare(gravity(a.action), gravity(b.action)) })
+	for _, f := range facts {
 		if f.kind >= Bare || f.kind > 0 && j.want.Exact {
 			j.result.Findings = append(j.result.Findings, Finding{Kind: f.kind, Question: f.Question, Added: f.added, Text: f.text()})
 		}

@@ -23,9 +23,14 @@ type universe struct {
 	fresh     map[int]string // value of a register that stands for all that are not named
 }
 
-// maxRequests bounds the work for a policy that names very much: callers times
-// documents. Two pairs with PCR3 and PCR8 come to some 5,000.
-const maxRequests = 1 << 16
+// Bounds of the work for a policy that names very much. Two pairs with PCR3 and
+// PCR8 come to 13 callers and 400 documents.
+const (
+	maxCallers  = 256
+	maxRequests = 1 << 16 // callers times documents
+)
+
+var errTooMuch = unknown("it names more principals and registers than can be gone through")
 
 // zeros is PCR0 of a debug enclave.
 var zeros = PCR{}.String()
@@ -33,6 +38,9 @@ var zeros = PCR{}.String()
 // span makes the universe of some statements, with more constants where given.
 func span(statements []Statement, account string, arns []string, more map[int][]string) (*universe, error) {
 	u := callersOf(statements, account, arns)
+	if len(u.callers) > maxCallers {
+		return nil, errTooMuch
+	}
 	u.fresh = map[int]string{}
 	u.registers = ascending(append(compared(statements), slices.Collect(maps.Keys(more))...))
 	u.shown = []Shown{{}}
@@ -49,7 +57,7 @@ func span(statements []Statement, account string, arns []string, more map[int][]
 			}
 		}
 		if len(u.shown)*len(values)*len(u.callers) > maxRequests {
-			return nil, unknown("it names more principals and registers than can be gone through")
+			return nil, errTooMuch
 		}
 		var next []Shown
 		for _, s := range u.shown {
@@ -163,6 +171,55 @@ func freshPCR(known map[string]bool) string {
 		copy(v[:], strconv.Itoa(i))
 		if text := v.String(); !known[text] {
 			return text
+		}
+	}
+}
+
+// table answers every request of a universe from a set of statements.
+type table struct {
+	name       string
+	statements []Statement
+	universe   *universe
+	about      [][]bool // by caller and statement
+	fits       [][]bool // by document and statement
+}
+
+func newTable(name string, statements []Statement, u *universe) *table {
+	t := &table{name: name, statements: statements, universe: u}
+	for _, c := range u.callers {
+		row := make([]bool, len(statements))
+		for k := range statements {
+			row[k] = statements[k].about(c)
+		}
+		t.about = append(t.about, row)
+	}
+	for _, s := range u.shown {
+		row := make([]bool, len(statements))
+		for k := range statements {
+			row[k] = statements[k].fits(s)
+		}
+		t.fits = append(t.fits, row)
+	}
+	return t
+}
+
+// each answers every request for one action: by each caller, with each document
+// where the action takes one.
+func (t *table) each(action int, visit func(caller, shown int, d Decision)) {
+	documents := t.fits
+	if !actions[action].Attested {
+		documents = documents[:1] // the empty one
+	}
+	among := make([]int, 0, len(t.statements))
+	for c, about := range t.about {
+		among = among[:0]
+		for k := range t.statements {
+			if about[k] && t.statements[k].covers[action] {
+				among = append(among, k)
+			}
+		}
+		for s, fits := range documents {
+			visit(c, s, decide(t.statements, among, func(k int) bool { return fits[k] }))
 		}
 	}
 }

@@ -34,7 +34,7 @@ func TestEveryCommandTeachesByExample(t *testing.T) {
 	for _, want := range []string{
 		"tables create", "config build", "config validate", "config show", "config hash", "config pcr16", "config format", "keyring create", "keyring show",
 		"keys list", "records generate", "records import", "records status", "records export", "records verify",
-		"import list", "import abort", "batches list", "batches export", "batches retry", "attest", "receipt verify", "version",
+		"import list", "import abort", "batches list", "batches export", "batches retry", "attest", "receipt verify", "policy print", "policy prove", "policy diff", "version",
 	} {
 		if !seen["keyhold "+want] {
 			t.Errorf("there is no command keyhold %s", want)

@@ -59,7 +59,7 @@ func TestAFullDiskEndsTheRunAndTheSameCommandGoesOnWhenThereIsSpace(t *testing.T
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWork(t, 8000, 10, 25) // enough that signing outlasts the filling
+			w := newWork(t, 8000, 10, 25)
 			disk := smallDisk(t, "96m")
 			w.dir = filepath.Join(disk, "run")
 			var ballast string
@@ -69,7 +69,9 @@ func TestAFullDiskEndsTheRunAndTheSameCommandGoesOnWhenThereIsSpace(t *testing.T
 			r := w.start(t)
 			if tc.when != nil {
 				r.until(tc.name, func() bool { return tc.when(r) })
+				r.signal("parent-0", unix.SIGSTOP) // or a fast one may be done before the disk is full
 				ballast = fill(t, disk)
+				r.signal("parent-0", unix.SIGCONT)
 			}
 			r.mustEnd(1, "disk_full: ")
 			if err := os.Remove(ballast); err != nil {

@@ -398,9 +398,10 @@ func TestTheRequestsAskedAboutStandForAll(t *testing.T) {
 			keypolicy.Caller{ARN: "arn:aws:iam::" + account + ":role/a/b/never-named"}, keypolicy.Caller{ARN: "arn:aws:iam::" + account + ":user/never"},
 			keypolicy.Caller{ARN: "arn:aws:iam::777788889999:role/never"}, keypolicy.Caller{Service: "never.amazonaws.com"}) {
 			for _, s := range append(slices.Clone(w.shown), keypolicy.Shown{0: pcr(t, "d7").String(), 16: pcr(t, "d8").String(), 5: pcr(t, "d9").String()}) {
+				others := standIns(p, callers, shown, c, s)
 				for _, action := range w.actions {
 					got := outcome(rt, p, keypolicy.Request{Caller: c, Action: action, Shown: s})
-					for _, same := range standIns(p, callers, shown, c, s) {
+					for _, same := range others {
 						same.Action = action
 						if other := outcome(rt, p, same); other != got {
 							rt.Fatalf("%+v %s %v is %s, but %+v is %s\n%s", c, action, s, got, same, other, p.JSON())

@@ -16,8 +16,8 @@ FUZZTIME ?= 10s
 
 # Where goroutines meet. The rest is single-threaded or plain data, and the race detector costs 5 to 10 times.
 RACE_PKGS ?= $(addprefix ./,$(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.go,\
-	enclave/internal/serve enclave/internal/sign enclave/internal/keyring \
-	parent/lease parent/pipeline parent/signclient parent/egress parent/store/memory \
+	enclave/internal/serve enclave/internal/sign enclave/internal/keyring enclave/internal/logring \
+	parent parent/watch parent/lease parent/pipeline parent/signclient parent/egress parent/store/memory \
 	internal/awshttp internal/awslocal/dynoxide internal/awslocal/fault))))))
 
 GOLANGCI_VERSION := v2.15.0

@@ -50,7 +50,7 @@ func own(path string) string { return module + "/" + path }
 
 // testOnly is what no shipped program links.
 var testOnly = []string{
-	own("internal/awslocal"), own("internal/bench"), own("internal/checker"), own("internal/e2e"), own("internal/sim"), own("internal/soak"), own("internal/vmtest"),
+	own("internal/awslocal"), own("internal/bench"), own("internal/checker"), own("internal/e2e"), own("internal/mutant"), own("internal/sim"), own("internal/soak"), own("internal/vmtest"),
 	own("attestation/nsmtest"), own("enclave/enclavetest"), own("enclave/hostile"), own("parent/store/storetest"),
 	"testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak",
 }

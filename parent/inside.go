@@ -158,6 +158,8 @@ func newInside() *inside {
 			{desc("lanes", "Lanes that the enclave has given out."), gauge, func(r *wire.StatusReply) float64 { return float64(r.Lanes) }},
 			{desc("heap_bytes", "Bytes of the enclave's heap."), gauge, func(r *wire.StatusReply) float64 { return float64(r.HeapBytes) }},
 			{desc("uptime_seconds", "Time since the enclave booted."), gauge, func(r *wire.StatusReply) float64 { return float64(r.UptimeMS) / 1000 }},
+			{desc("key_policy_proofs_total", "Times that the enclave proved its key policy since it booted."), counter, func(r *wire.StatusReply) float64 { return float64(r.Proofs) }},
+			{desc("key_policy_proof_age_seconds", "Time since the enclave last proved its key policy, or since it booted."), gauge, func(r *wire.StatusReply) float64 { return float64(r.UptimeMS-r.ProvedMS) / 1000 }},
 		},
 		records:  desc("refused_records_total", "Records that the enclave refused since it booted, by code.", "code"),
 		requests: desc("refused_requests_total", "Requests that the enclave refused since it booted, by code.", "code"),

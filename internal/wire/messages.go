@@ -192,10 +192,12 @@ type StatusReply struct {
 	Lanes           uint32      `cbor:"lanes"`
 	HeapBytes       uint64      `cbor:"heap_bytes"`
 	UptimeMS        int64       `cbor:"uptime_ms"`
-	TimeMS          int64       `cbor:"time_ms"` // the enclave's clock, Unix milliseconds
-	Lines           []LogLine   `cbor:"lines"`   // after GetStatus.After, oldest first
-	Newest          uint64      `cbor:"newest"`  // seq of the newest line there is
-	Dropped         uint64      `cbor:"dropped"` // lines after GetStatus.After that are lost
+	TimeMS          int64       `cbor:"time_ms"`   // the enclave's clock, Unix milliseconds
+	Proofs          uint64      `cbor:"proofs"`    // times that the key policy was proved since boot
+	ProvedMS        int64       `cbor:"proved_ms"` // uptime_ms of the last one; 0 before the first
+	Lines           []LogLine   `cbor:"lines"`     // after GetStatus.After, oldest first
+	Newest          uint64      `cbor:"newest"`    // seq of the newest line there is
+	Dropped         uint64      `cbor:"dropped"`   // lines after GetStatus.After that are lost
 }
 
 // CodeCount counts refusals with one code of package refusal.

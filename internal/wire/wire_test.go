@@ -53,7 +53,7 @@ func bodies() []any {
 		&wire.AttestReply{Document: b, Heads: b},
 		&wire.GetStatus{After: 1, Lines: 2},
 		&wire.StatusReply{
-			State: wire.StateReady, Keys: 1, Signed: 2, Refused: 3, Batches: 4, Panics: 5, Connections: 6, Lanes: 7, UptimeMS: 8, TimeMS: 9,
+			State: wire.StateReady, Keys: 1, Signed: 2, Refused: 3, Batches: 4, Panics: 5, Connections: 6, Lanes: 7, UptimeMS: 8, TimeMS: 9, Proofs: 13, ProvedMS: 14,
 			RecordRefusals: []wire.CodeCount{{Code: "payload_invalid", Count: 1}}, RequestRefusals: []wire.CodeCount{{Code: "deadline", Count: 2}}, HeapBytes: 10,
 			Lines:  []wire.LogLine{{Seq: 11, UptimeMS: 12, Level: "INFO", Event: "config measured", Attrs: []wire.LogAttr{{Key: "keyring", Value: "main"}}}},
 			Newest: 13, Dropped: 14,

@@ -91,6 +91,14 @@ func (b *Boot) configured(raw []byte) {
 	b.progress.ConfigHash, b.progress.PCR16 = hash[:], pcr[:]
 }
 
+func (b *Boot) proved() {
+	at := b.clock.Mono()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.progress.Proofs++
+	b.progress.Proved = at
+}
+
 func (b *Boot) ready() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -75,6 +75,7 @@ type Boot struct {
 	asks    chan *ask
 	started chan struct{} // closed once engine is there
 	engine  *sign.Engine
+	clock   sign.Clock // set before engine
 
 	mu       sync.Mutex
 	progress Progress
@@ -88,6 +89,8 @@ type Progress struct {
 	Header     []byte // sealed.Header; with the rest empty until ready
 	Document   []byte
 	Statement  []byte
+	Proofs     uint64        // of the key policy
+	Proved     time.Duration // the last one, on the engine's clock; 0 before it
 }
 
 // New returns a boot that waits for Run.
@@ -128,12 +131,13 @@ func (b *Boot) Run(ctx context.Context) error {
 	}
 
 	// Identity of this boot: its clock, receipt key, boot id and ticket secret.
-	clock, err := startClock(b.opt.NSM, b.opt.Mono)
+	var err error
+	b.clock, err = startClock(b.opt.NSM, b.opt.Mono)
 	if err != nil {
 		return fmt.Errorf("boot: %w: %w", refusal.NSMFailed, err)
 	}
 	b.engine, err = sign.New(sign.Options{
-		Clock: clock, MaxLanes: b.opt.MaxLanes, Logger: b.opt.Logger, BeforeRecord: b.opt.BeforeRecord,
+		Clock: b.clock, MaxLanes: b.opt.MaxLanes, Logger: b.opt.Logger, BeforeRecord: b.opt.BeforeRecord,
 	})
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
@@ -161,7 +165,7 @@ func (b *Boot) Run(ctx context.Context) error {
 		first.answer(refusal.ConfigInvalid)
 		return b.refuseAll(ctx, refusal.ConfigInvalid)
 	}
-	client, err := b.opt.KMS(cfg.KMSKeyARN, clock.Wall)
+	client, err := b.opt.KMS(cfg.KMSKeyARN, b.clock.Wall)
 	if err != nil {
 		b.opt.Logger.ErrorContext(ctx, "config refused", slog.Any("error", err))
 		first.answer(refusal.ConfigInvalid)

@@ -48,6 +48,7 @@ func (b *Boot) proveLock(ctx context.Context, client KMS, cfg *config.Config) (*
 	case err != nil:
 		return nil, fmt.Errorf("prove the key policy: %w: %w", refusal.PolicyUnread, err)
 	}
+	b.proved()
 	b.opt.Logger.InfoContext(ctx, "key policy proved", slog.String("mode", string(proof.Mode)), slog.Int("pairs", len(proof.Pairs)))
 	return &proof, nil
 }

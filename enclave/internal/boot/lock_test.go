@@ -192,6 +192,9 @@ func TestALockThatIsLoosenedEndsTheEnclave(t *testing.T) {
 					t.Errorf("proved again %d times, want 3: %v", n, *w.calls)
 				}
 				want(t, addKey(t, b), "")
+				if p := b.Progress(); p.Proofs != 4 || p.Proved != 3*every {
+					t.Errorf("%d proofs, the last after %v", p.Proofs, p.Proved)
+				}
 				alter = tc.alter
 				time.Sleep(every)
 				err := alive(t, done, tc.want == "")

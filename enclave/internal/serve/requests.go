@@ -118,7 +118,8 @@ func (c *session) attest(_ context.Context, m *wire.Attest) (*wire.AttestReply, 
 // status fills in what the engine does not count.
 func (c *session) status(_ context.Context, m *wire.GetStatus) (*wire.StatusReply, error) {
 	r := c.engine().Status()
-	r.State = c.srv.opt.Boot.Progress().State
+	p := c.srv.opt.Boot.Progress()
+	r.State, r.Proofs, r.ProvedMS = p.State, p.Proofs, p.Proved.Milliseconds()
 	r.Panics = c.srv.panics.Load()
 	r.Connections = uint32(max(0, c.srv.conns.Load()))
 	r.RequestRefusals = c.srv.refusals.Counts()

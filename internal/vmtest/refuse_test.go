@@ -50,17 +50,39 @@ func TestTheShippedImageRefusesAnotherKMS(t *testing.T) {
 	t.Log(s.await(vm, "no answer from KMS", `"code":"kms_tls"`))
 }
 
-func TestKMSRefusesAnotherConfig(t *testing.T) {
+// TestTheKeyPolicyDecidesOverAConfig walks one enclave through what a key policy
+// can say of its config, from no to yes and back.
+func TestTheKeyPolicyDecidesOverAConfig(t *testing.T) {
 	needVM(t)
 	t.Parallel()
 	s := newSite(t)
 	b := s.underTest()
-	s.admit(b.pcrs[0], s.config("admitted"))
-	vm, err := s.askForKeyring(b, machine{}, s.config("another"))
-	if !errors.Is(err, refusal.KMSDenied) {
-		t.Errorf("asked for a keyring: %v", err)
+	mine, other := s.config("mine", proveOften), s.config("other")
+
+	s.admit(b.pcrs[0], other)
+	vm, err := s.askForKeyring(b, machine{}, mine)
+	if !errors.Is(err, refusal.PolicyForeign) {
+		t.Errorf("under a policy for another config: %v", err)
 	}
-	t.Log(s.await(vm, "no keyring", string(refusal.KMSDenied)))
+
+	// The enclave has read a policy that admits it, and then the policy changes.
+	s.admit(b.pcrs[0], mine)
+	s.beforeKMS("GenerateDataKey", func() { s.admit(b.pcrs[0], other) })
+	c := s.connect()
+	if _, err := c.CreateKeyring(s.patience()); !errors.Is(err, refusal.KMSDenied) {
+		t.Errorf("under a policy that KMS knows better: %v", err)
+	}
+	s.beforeKMS("", nil)
+
+	s.admit(b.pcrs[0], mine)
+	if _, err := c.CreateKeyring(s.patience()); err != nil {
+		t.Fatalf("under a policy for this config: %v", err)
+	}
+
+	// Retired, an enclave that runs ends.
+	s.admit(b.pcrs[0], other)
+	t.Log(s.await(vm, `"msg":"enclave ended"`, string(refusal.PolicyForeign)))
+	s.off(vm)
 }
 
 // The key policy would admit it: what refuses is the enclave's own code.

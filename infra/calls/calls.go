@@ -1,5 +1,5 @@
 // Package calls finds out which AWS operations a program can make, by following
-// its code from main: every function that can be reached, through interfaces too,
+// its code from a function: every function that can be reached, through interfaces too,
 // and every method of an SDK client among them. It refuses a program that does not
 // compile. It is for tests: nothing deployed imports it.
 package calls
@@ -30,7 +30,36 @@ type Call struct {
 
 func (c Call) String() string { return c.Service + ":" + c.Action }
 
-// Reach is what a program can get at.
+// Program is some main packages and all that they import.
+type Program struct {
+	made map[string]*ssa.Package // by import path
+}
+
+// Load reads main packages, named as go list names them in dir.
+func Load(dir string, paths ...string) (*Program, error) {
+	loaded, err := packages.Load(&packages.Config{Mode: packages.LoadAllSyntax, Dir: dir}, paths...)
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	var errs []error
+	packages.Visit(loaded, nil, func(p *packages.Package) {
+		for _, e := range p.Errors {
+			errs = append(errs, e)
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	program, made := ssautil.AllPackages(loaded, ssa.InstantiateGenerics)
+	program.Build()
+	p := &Program{made: map[string]*ssa.Package{}}
+	for i, m := range made {
+		p.made[loaded[i].PkgPath] = m
+	}
+	return p, nil
+}
+
+// Reach is what a function can get at.
 type Reach struct {
 	Calls []Call // sorted
 	graph map[*ssa.Function]bool
@@ -49,29 +78,13 @@ func (r *Reach) Methods(of string) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// Of analyses the main package at path. dir is in the module that the path is
-// resolved in.
-func Of(dir, path string) (*Reach, error) {
-	cfg := &packages.Config{Mode: packages.LoadAllSyntax, Dir: dir}
-	loaded, err := packages.Load(cfg, path)
-	if err != nil {
-		return nil, fmt.Errorf("load %s: %w", path, err)
+// From follows the code from a function of a package that was loaded.
+func (p *Program) From(path, function string) (*Reach, error) {
+	made := p.made[path]
+	if made == nil || made.Func(function) == nil {
+		return nil, fmt.Errorf("follow %s.%s: it was not loaded", path, function)
 	}
-	if len(loaded) != 1 || loaded[0].Name != "main" {
-		return nil, fmt.Errorf("load %s: want one main package", path)
-	}
-	var errs []error
-	packages.Visit(loaded, nil, func(p *packages.Package) {
-		for _, e := range p.Errors {
-			errs = append(errs, e)
-		}
-	})
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("load %s: %w", path, err)
-	}
-	program, made := ssautil.AllPackages(loaded, ssa.InstantiateGenerics)
-	program.Build()
-	roots := []*ssa.Function{made[0].Func("init"), made[0].Func("main")}
+	roots := []*ssa.Function{made.Func("init"), made.Func(function)}
 	rough := rta.Analyze(roots, true)
 	functions := map[*ssa.Function]bool{}
 	for f := range rough.Reachable {
@@ -125,11 +138,6 @@ func callsIn(f *ssa.Function) []Call {
 					out = append(out, c)
 				}
 			}
-			if alloc, ok := in.(*ssa.Alloc); ok {
-				if c, ok := part(alloc.Type()); ok {
-					out = append(out, c)
-				}
-			}
 		}
 	}
 	return out
@@ -164,23 +172,4 @@ func operation(c *ssa.CallCommon) (Call, bool) {
 		return Call{}, false
 	}
 	return Call{service, method.Name()}, true
-}
-
-// transactions: IAM knows none, and asks for the action of each part.
-var transactions = map[string]string{
-	"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem",
-}
-
-// part reports whether a part of a DynamoDB transaction is made.
-func part(t types.Type) (Call, bool) {
-	p, ok := t.(*types.Pointer)
-	if !ok {
-		return Call{}, false
-	}
-	named, ok := p.Elem().(*types.Named)
-	if !ok || named.Obj().Pkg() == nil || named.Obj().Pkg().Path() != clients+"dynamodb/types" {
-		return Call{}, false
-	}
-	action, ok := transactions[named.Obj().Name()]
-	return Call{"dynamodb", action}, ok
 }

@@ -109,11 +109,11 @@ func parentAccess() []access {
 	const get, put, update, query, scan, look = "GetItem", "PutItem", "UpdateItem", "Query", "Scan", "DescribeTable"
 	return []access{
 		{"batches", []string{look, get, update}, []string{query}},
-		{"boots", []string{look, get, put}, nil},
+		{"boots", []string{look, put}, nil},
 		{"imports", []string{look}, nil},
 		{"keyrings", []string{look, get}, nil},
 		{"leases", []string{look, get, update}, []string{query}},
-		{"receipts", []string{look, get, put}, nil},
+		{"receipts", []string{look, put}, nil},
 		{"records", []string{look}, nil},
 		{"sealed_keys", []string{look, get, scan}, nil},
 		{"segments", []string{look, get, put}, nil},

@@ -74,7 +74,7 @@ func synth(t testing.TB, d *target.Target) (tmpl template, err error) {
 	// What goes wrong on the side of Node arrives as a panic.
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("CDK: %v", r)
+			err = asError(r)
 		}
 	}()
 	app := awscdk.NewApp(&awscdk.AppProps{AnalyticsReporting: jsii.Bool(false), Outdir: jsii.String(t.TempDir()), Context: flags(t)})
@@ -86,6 +86,8 @@ func synth(t testing.TB, d *target.Target) (tmpl template, err error) {
 	}
 	return read(t, *app.Synth(nil).Directory(), d.Name()), nil
 }
+
+func asError(panicked any) error { return fmt.Errorf("CDK: %v", panicked) }
 
 // flags are those of cdk.json: the tests shall see what the CLI sees.
 func flags(t testing.TB) *map[string]any {

@@ -90,7 +90,7 @@ func ingestAccess() []access {
 		{"batches", []string{get, put}, []string{query}},
 		{"imports", []string{get, put, update, check}, nil},
 		{"leases", []string{get}, []string{query}},
-		{"records", []string{get, put}, nil},
+		{"records", []string{put}, nil},
 		{"sealed_keys", []string{get}, nil},
 		{"segments", []string{get, put}, nil},
 	}

@@ -158,3 +158,41 @@ vm-test: eif ## boot the enclave images in a virtual machine and sign 10,000 rec
 vm-test-nitro: .tools/nitro/kernel/version ## boot the enclave image on QEMU's nitro-enclave machine and compare the PCRs (builds QEMU and a kernel first)
 	$(MAKE) --no-print-directory build
 	KEYHOLD_NITRO=$(CURDIR)/.tools/nitro go test -count=1 -timeout 15m -v ./internal/vmtest/nitro
+
+# Deployment (docs/deploy.md). A release is a folder that holds all that is deployed, and one pair of image and
+# config; PROFILE, ACCOUNT, REGION, AMI and so on are what cdk gets with -c.
+ARCH     ?= amd64
+VERSION  ?= $(shell git rev-parse --short=12 HEAD)
+RELEASE  ?= ../dist/release/$(VERSION)-$(ARCH)
+PROFILE  ?= prod
+INFRA_GO := env GOFLAGS=-buildvcs=false JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=1
+
+.PHONY: dist
+dist: ## build dist/release/VERSION-ARCH, all that a deployment needs (EIF=FOLDER names the image of ARCH=arm64)
+	$(if $(EIF)$(filter arm64,$(ARCH)),,$(MAKE) --no-print-directory eif)
+	EIF=$(EIF) infra/scripts/dist $(ARCH) $(patsubst ../%,%,$(RELEASE))
+
+infra/node_modules/.package-lock.json: infra/package.json infra/package-lock.json infra/.npmrc
+	@command -v npm >/dev/null || { echo 'Node.js and npm are missing: CDK runs on them (Debian: apt-get install nodejs npm)' >&2; exit 1; }
+	cd infra && npm ci
+	touch $@
+
+.PHONY: infra-test
+infra-test: ## test infra/, its own module: templates, policies, functions (no validation, no account)
+	cd infra && $(INFRA_GO) go vet ./... && $(INFRA_GO) go test -timeout 10m ./...
+
+.PHONY: infra-check
+infra-check: infra/node_modules/.package-lock.json ## all of infra-test, with CloudFormation's rules, cdk-nag, and the rights of roles against the code
+	@command -v shellcheck >/dev/null || { echo 'shellcheck is missing (Debian: apt-get install shellcheck)' >&2; exit 1; }
+	cd infra && $(INFRA_GO) go vet ./... && KEYHOLD_INFRA_CHECK=1 $(INFRA_GO) go test -count=1 -timeout 15m ./...
+
+infra_values = profile=$(PROFILE) arch=$(ARCH) account=$(ACCOUNT) region=$(REGION) zones=$(ZONES) ami=$(AMI) \
+	instance=$(INSTANCE) admins=$(ADMINS) email=$(EMAIL) release=$(RELEASE)
+
+.PHONY: deploy-plan
+deploy-plan: infra/node_modules/.package-lock.json ## print the deployments of a first installation, with commands and differences
+	@cd infra && $(INFRA_GO) go run ./cmd/plan first $(infra_values)
+
+.PHONY: infra-diff
+infra-diff: infra/node_modules/.package-lock.json ## print the three deployments from RELEASE to NEXT, with commands and differences; needs no account
+	@cd infra && $(INFRA_GO) go run ./cmd/plan roll $(infra_values) next=$(NEXT)

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/aws/aws-sdk-go-v2/service/kms/types"
-
 	"github.com/keyhold/keyhold/enclave/internal/kms"
 	"github.com/keyhold/keyhold/enclave/internal/secret"
 	"github.com/keyhold/keyhold/keypolicy"
@@ -95,9 +93,9 @@ func (k *KMS) ReadLock(context.Context) (*kms.Lock, error) {
 		}
 		k.policy = p.JSON()
 	}
-	lock := &kms.Lock{Policy: k.policy, Metadata: types.KeyMetadata{
-		Arn: &k.arn, AWSAccountId: &account, KeyManager: types.KeyManagerTypeCustomer, KeyState: types.KeyStateEnabled, Enabled: true,
-		MultiRegion: new(bool), Origin: types.OriginTypeAwsKms, KeySpec: types.KeySpecSymmetricDefault, KeyUsage: types.KeyUsageTypeEncryptDecrypt,
+	lock := &kms.Lock{Policy: k.policy, Key: keypolicy.KeyFacts{
+		ARN: k.arn, Account: account, KeyManager: "CUSTOMER", KeyState: "Enabled", Enabled: true, MultiRegion: new(bool),
+		Origin: "AWS_KMS", KeySpec: "SYMMETRIC_DEFAULT", KeyUsage: "ENCRYPT_DECRYPT",
 	}}
 	if k.Alter != nil {
 		k.Alter(lock)

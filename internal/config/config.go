@@ -209,6 +209,11 @@ func (c *Config) Validate() error {
 	if c.Lease.MarginMS < (c.Lease.MaxMS+9)/10 || c.Lease.MarginMS > c.Lease.MaxMS/2 {
 		bad("lease.margin_ms must be between a tenth and a half of lease.max_ms")
 	}
+	c.validateKeyPolicy(bad)
+	return errors.Join(errs...)
+}
+
+func (c *Config) validateKeyPolicy(bad func(string, ...any)) {
 	if c.KeyPolicy.Mode != keypolicy.Managed && c.KeyPolicy.Mode != keypolicy.Sealed {
 		bad("key_policy.mode must be %s or %s", keypolicy.Managed, keypolicy.Sealed)
 	}
@@ -218,7 +223,6 @@ func (c *Config) Validate() error {
 	if c.KeyPolicy.RevalidateGraceS < c.KeyPolicy.RevalidateEveryS || c.KeyPolicy.RevalidateGraceS > maxGrace {
 		bad("key_policy.revalidate_grace_s must be between revalidate_every_s and %d", maxGrace)
 	}
-	return errors.Join(errs...)
 }
 
 func (c *Config) validatePolicies(bad func(string, ...any)) {

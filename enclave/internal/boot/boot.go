@@ -224,7 +224,10 @@ func (b *Boot) Run(ctx context.Context) error {
 	guard, stop := context.WithCancel(ctx)
 	over := make(chan error, 1)
 	go func() { over <- b.revalidate(guard, client, cfg, open.header) }()
-	defer func() { stop(); <-over }()
+	defer func() {
+		stop()
+		<-over //nolint:errcheck // it was told to end
+	}()
 	for {
 		var q *ask
 		select {

@@ -8,10 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-
 	"github.com/keyhold/keyhold/attestation/nsm"
-	"github.com/keyhold/keyhold/enclave/internal/kms"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/refusal"
@@ -34,7 +31,7 @@ func (b *Boot) proveLock(ctx context.Context, client KMS, cfg *config.Config) (*
 	if err != nil {
 		return nil, fmt.Errorf("read the key policy: %w", kmsRefusal(err))
 	}
-	if err := keypolicy.CheckKey(factsOf(lock), cfg.KMSKeyARN); err != nil {
+	if err := keypolicy.CheckKey(lock.Key, cfg.KMSKeyARN); err != nil {
 		return nil, fmt.Errorf("check the key: %w: %w", refusal.KMSKeyUnfit, err)
 	}
 	proof, err := b.opt.Prove(lock.Policy, keypolicy.Expectation{
@@ -66,15 +63,6 @@ func ownPair(session nsm.Session) (*keypolicy.Pair, error) {
 	return &pair, nil
 }
 
-func factsOf(l *kms.Lock) keypolicy.KeyFacts {
-	m := &l.Metadata
-	return keypolicy.KeyFacts{
-		ARN: aws.ToString(m.Arn), Account: aws.ToString(m.AWSAccountId),
-		KeyManager: string(m.KeyManager), KeyState: string(m.KeyState), Enabled: m.Enabled, MultiRegion: m.MultiRegion,
-		Origin: string(m.Origin), KeySpec: string(m.KeySpec), KeyUsage: string(m.KeyUsage), Grants: l.Grants,
-	}
-}
-
 // accountOf is the fifth field of an ARN that config.Parse has checked.
 func accountOf(arn string) string { return strings.Split(arn, ":")[4] }
 
@@ -103,11 +91,13 @@ func (b *Boot) revalidate(ctx context.Context, client KMS, cfg *config.Config, h
 			return nil
 		}
 		err := b.proveAgain(ctx, client, cfg, header)
-		switch entry, _ := refusal.Lookup(refusal.Of(err)); {
-		case err == nil:
+		if err == nil {
 			proved, wait = b.opt.Mono(), cfg.KeyPolicy.RevalidateEvery()
+			continue
+		}
+		switch entry, _ := refusal.Lookup(refusal.Of(err)); {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		case entry.Class == refusal.Refuse:
 			return fmt.Errorf("prove the key policy again: %w", err)
 		case b.opt.Mono()-proved >= cfg.KeyPolicy.RevalidateGrace():

@@ -9,8 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/kms/types"
-
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/enclave/enclavetest"
 	"github.com/keyhold/keyhold/enclave/internal/boot"
@@ -50,20 +48,17 @@ var locks = []struct {
 		own := pcr16Of(l.Policy)
 		l.Policy = []byte(strings.ReplaceAll(string(l.Policy), own, strings.Repeat("ab", 48)))
 	}, refusal.PolicyForeign},
-	{"has a grant", func(l *kms.Lock) { l.Grants = 1 }, refusal.KMSKeyUnfit},
-	{"is multi-region", func(l *kms.Lock) { *l.Metadata.MultiRegion = true }, refusal.KMSKeyUnfit},
-	{"does not say whether it is multi-region", func(l *kms.Lock) { l.Metadata.MultiRegion = nil }, refusal.KMSKeyUnfit},
-	{"is disabled", func(l *kms.Lock) { l.Metadata.Enabled, l.Metadata.KeyState = false, types.KeyStateDisabled }, refusal.KMSKeyUnfit},
-	{"is to be deleted", func(l *kms.Lock) { l.Metadata.KeyState = types.KeyStatePendingDeletion }, refusal.KMSKeyUnfit},
-	{"was imported", func(l *kms.Lock) { l.Metadata.Origin = types.OriginTypeExternal }, refusal.KMSKeyUnfit},
-	{"lies in a store of its own", func(l *kms.Lock) { l.Metadata.Origin = types.OriginTypeAwsCloudhsm }, refusal.KMSKeyUnfit},
-	{"is asymmetric", func(l *kms.Lock) { l.Metadata.KeySpec = types.KeySpecRsa2048 }, refusal.KMSKeyUnfit},
-	{"signs", func(l *kms.Lock) { l.Metadata.KeyUsage = types.KeyUsageTypeSignVerify }, refusal.KMSKeyUnfit},
-	{"is managed by AWS", func(l *kms.Lock) { l.Metadata.KeyManager = types.KeyManagerTypeAws }, refusal.KMSKeyUnfit},
-	{"is another key", func(l *kms.Lock) {
-		arn := *l.Metadata.Arn + "0"
-		l.Metadata.Arn = &arn
-	}, refusal.KMSKeyUnfit},
+	{"has a grant", func(l *kms.Lock) { l.Key.Grants = 1 }, refusal.KMSKeyUnfit},
+	{"is multi-region", func(l *kms.Lock) { *l.Key.MultiRegion = true }, refusal.KMSKeyUnfit},
+	{"does not say whether it is multi-region", func(l *kms.Lock) { l.Key.MultiRegion = nil }, refusal.KMSKeyUnfit},
+	{"is disabled", func(l *kms.Lock) { l.Key.Enabled, l.Key.KeyState = false, "Disabled" }, refusal.KMSKeyUnfit},
+	{"is to be deleted", func(l *kms.Lock) { l.Key.KeyState = "PendingDeletion" }, refusal.KMSKeyUnfit},
+	{"was imported", func(l *kms.Lock) { l.Key.Origin = "EXTERNAL" }, refusal.KMSKeyUnfit},
+	{"lies in a store of its own", func(l *kms.Lock) { l.Key.Origin = "AWS_CLOUDHSM" }, refusal.KMSKeyUnfit},
+	{"is asymmetric", func(l *kms.Lock) { l.Key.KeySpec = "RSA_2048" }, refusal.KMSKeyUnfit},
+	{"signs", func(l *kms.Lock) { l.Key.KeyUsage = "SIGN_VERIFY" }, refusal.KMSKeyUnfit},
+	{"is managed by AWS", func(l *kms.Lock) { l.Key.KeyManager = "AWS" }, refusal.KMSKeyUnfit},
+	{"is another key", func(l *kms.Lock) { l.Key.ARN += "0" }, refusal.KMSKeyUnfit},
 }
 
 // pcr16Of finds the value of the register in a policy of one pair.
@@ -143,12 +138,15 @@ func (w *world) boots(ctx context.Context, t *testing.T) (*boot.Boot, <-chan err
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
 	<-b.Started()
-	_, err = configure(t, b, encoded(t, nil))
+	_, err = b.Configure(ctx, &wire.Configure{Config: encoded(t, nil)})
 	want(t, err, "")
-	_, err = b.CreateKeyring(t.Context())
+	_, err = b.CreateKeyring(ctx)
 	want(t, err, "")
 	return b, done
 }
+
+// pass lets time go by in a bubble.
+func pass(d time.Duration) { <-time.After(d) }
 
 func addKey(t *testing.T, b *boot.Boot) error {
 	t.Helper()
@@ -186,7 +184,7 @@ func TestALockThatIsLoosenedEndsTheEnclave(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				b, done := w.boots(ctx, t)
 				every := config.DefaultKeyPolicy().RevalidateEvery()
-				time.Sleep(3 * every)
+				pass(3 * every)
 				_ = alive(t, done, true)
 				if n := strings.Count(strings.Join(*w.calls, " "), "ReadLock Decrypt"); n != 3 {
 					t.Errorf("proved again %d times, want 3: %v", n, *w.calls)
@@ -196,7 +194,7 @@ func TestALockThatIsLoosenedEndsTheEnclave(t *testing.T) {
 					t.Errorf("%d proofs, the last after %v", p.Proofs, p.Proved)
 				}
 				alter = tc.alter
-				time.Sleep(every)
+				pass(every)
 				err := alive(t, done, tc.want == "")
 				want(t, err, tc.want)
 				if tc.want != "" {
@@ -233,7 +231,7 @@ func TestADecryptThatIsDeniedEndsTheEnclave(t *testing.T) {
 				w := newWorld(t, false, &enclavetest.KMS{Fail: func(op string) error { return fail(op) }})
 				_, done := w.boots(t.Context(), t)
 				fail = failAt(tc.op, tc.err)
-				time.Sleep(config.DefaultKeyPolicy().RevalidateEvery())
+				pass(config.DefaultKeyPolicy().RevalidateEvery())
 				want(t, alive(t, done, false), tc.want)
 			})
 		})
@@ -262,15 +260,15 @@ func TestAnEnclaveGoesOnWithoutKMSForTheGraceAndNoLonger(t *testing.T) {
 				fail = func(string) error { return nil }
 				_, done := w.boots(t.Context(), t)
 				fail = away
-				time.Sleep(grace - time.Minute)
+				pass(grace - time.Minute)
 				_ = alive(t, done, true)
 				fail = func(string) error { return nil } // back in time
-				time.Sleep(2 * time.Minute)
+				pass(2 * time.Minute)
 				_ = alive(t, done, true)
 				fail = away
-				time.Sleep(grace - 2*time.Minute)
+				pass(grace - 2*time.Minute)
 				_ = alive(t, done, true) // counted from the last proof
-				time.Sleep(2 * time.Minute)
+				pass(2 * time.Minute)
 				want(t, alive(t, done, false), tc.want)
 			})
 		})

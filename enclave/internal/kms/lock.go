@@ -6,7 +6,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
-	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 const (
@@ -19,9 +20,8 @@ const (
 // as KMS itself tells them over the enclave's own TLS. It is what was true when
 // it was read: KMS gives no history.
 type Lock struct {
-	Policy   []byte            // the text as it was put, at most 32 KiB
-	Metadata types.KeyMetadata // of the measured ARN
-	Grants   int               // on all pages
+	Policy []byte             // the text as it was put, at most 32 KiB
+	Key    keypolicy.KeyFacts // of the measured ARN
 }
 
 // ReadLock asks KMS for the key's policy, then for its metadata and grants: in
@@ -32,16 +32,15 @@ func (c *Client) ReadLock(ctx context.Context) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	metadata, err := c.readMetadata(ctx)
+	key, err := c.describe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	grants, err := c.countGrants(ctx)
-	if err != nil {
+	if key.Grants, err = c.countGrants(ctx); err != nil {
 		return nil, err
 	}
-	c.log.InfoContext(ctx, "key policy read from KMS", slog.String("key_arn", c.arn), slog.Int("grants", grants))
-	return &Lock{Policy: policy, Metadata: *metadata, Grants: grants}, nil
+	c.log.InfoContext(ctx, "key policy read from KMS", slog.String("key_arn", c.arn), slog.Int("grants", key.Grants))
+	return &Lock{Policy: policy, Key: key}, nil
 }
 
 func (c *Client) readPolicy(ctx context.Context) ([]byte, error) {
@@ -60,20 +59,25 @@ func (c *Client) readPolicy(ctx context.Context) ([]byte, error) {
 	return []byte(*out.Policy), nil
 }
 
-func (c *Client) readMetadata(ctx context.Context) (*types.KeyMetadata, error) {
+func (c *Client) describe(ctx context.Context) (keypolicy.KeyFacts, error) {
 	const op = "DescribeKey"
 	req, err := c.unattested(ctx, op)
 	if err != nil {
-		return nil, err
+		return keypolicy.KeyFacts{}, err
 	}
 	out, err := c.api.DescribeKey(ctx, &awskms.DescribeKeyInput{KeyId: &c.arn}, req.options)
 	if err != nil {
-		return nil, c.fail(ctx, op, classify(err))
+		return keypolicy.KeyFacts{}, c.fail(ctx, op, classify(err))
 	}
-	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) != c.arn {
-		return nil, c.fail(ctx, op, CodeReply)
+	m := out.KeyMetadata
+	if m == nil || aws.ToString(m.Arn) != c.arn {
+		return keypolicy.KeyFacts{}, c.fail(ctx, op, CodeReply)
 	}
-	return out.KeyMetadata, nil
+	return keypolicy.KeyFacts{
+		ARN: aws.ToString(m.Arn), Account: aws.ToString(m.AWSAccountId),
+		KeyManager: string(m.KeyManager), KeyState: string(m.KeyState), Enabled: m.Enabled, MultiRegion: m.MultiRegion,
+		Origin: string(m.Origin), KeySpec: string(m.KeySpec), KeyUsage: string(m.KeyUsage),
+	}, nil
 }
 
 // countGrants walks every page: a page may be empty and yet not be the last.

@@ -7,11 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/enclave/internal/kms"
 	localkms "github.com/keyhold/keyhold/internal/awslocal/kms"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 func TestTheLockIsWhatKMSTells(t *testing.T) {
@@ -32,11 +33,12 @@ func TestTheLockIsWhatKMSTells(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := lock.Metadata
-			if string(lock.Policy) != policy || lock.Grants != facts.Grants || *m.Arn != w.keyARN || m.KeyState != types.KeyStateEnabled ||
-				*m.MultiRegion != facts.MultiRegion || string(m.Origin) != facts.Origin || string(m.KeySpec) != facts.KeySpec ||
-				string(m.KeyUsage) != facts.KeyUsage {
-				t.Errorf("got %d grants, %d bytes of policy and %+v", lock.Grants, len(lock.Policy), m)
+			want := &kms.Lock{Policy: []byte(policy), Key: keypolicy.KeyFacts{
+				ARN: w.keyARN, Account: account, KeyManager: "CUSTOMER", KeyState: "Enabled", Enabled: true, MultiRegion: &facts.MultiRegion,
+				Origin: facts.Origin, KeySpec: facts.KeySpec, KeyUsage: facts.KeyUsage, Grants: facts.Grants,
+			}}
+			if diff := cmp.Diff(want, lock); diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
@@ -51,8 +53,8 @@ func TestTheStateOfAKeyIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lock.Metadata.Enabled || lock.Metadata.KeyState != types.KeyStateDisabled {
-		t.Errorf("a disabled key is %+v", lock.Metadata)
+	if lock.Key.Enabled || lock.Key.KeyState != "Disabled" {
+		t.Errorf("a disabled key is %+v", lock.Key)
 	}
 }
 

@@ -18,7 +18,8 @@ FUZZTIME ?= 10s
 RACE_PKGS ?= $(addprefix ./,$(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.go,\
 	enclave/internal/serve enclave/internal/sign enclave/internal/keyring enclave/internal/logring \
 	parent parent/watch parent/lease parent/pipeline parent/signclient parent/egress parent/store/memory \
-	internal/awshttp internal/awslocal/dynoxide internal/awslocal/fault))))))
+	internal/awshttp internal/awslocal/dynoxide internal/awslocal/fault \
+	internal/vmtest/hostvsock internal/vmtest/nsmdev internal/vmtest/qemu internal/vmtest/vhostuser))))))
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
@@ -31,7 +32,7 @@ ENCLAVE_ENV     := env -u CGO_CFLAGS -u CGO_CPPFLAGS -u CGO_LDFLAGS GOFLAGS= CGO
 
 .PHONY: help
 help: ## explain the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: tools build ## sign RECORDS (100000) random records with KEYS (100) keys in DEMO_DIR, then verify every signature and receipt

@@ -86,12 +86,21 @@ func First(values map[string]string) []Step {
 			Values: with(values, target.KeyAdmit, release, target.KeyKeyring, target.KeyringClosed, target.KeySeal, ""),
 		},
 		{
-			Title:  "Optional, and for ever: seal the key",
-			Why:    "Nobody but AWS can change the policy afterwards: no new image, no new config, no way back. Practise it with a stack that is thrown away (docs/deploy.md) before.",
-			Values: with(values, target.KeyAdmit, release, target.KeyKeyring, target.KeyringClosed, target.KeySeal, target.SealWords),
+			Title: "Optional, and for ever: seal the key",
+			Why: "Nobody but AWS can change the policy afterwards: no new image, no new config, no way back. Practise it with a stack " +
+				"that is thrown away (docs/deploy.md) before. Enclaves of the config before wipe their keys within revalidate_every, while those of the new one start.",
+			Before: []string{
+				fmt.Sprintf("cp -r %s %s", release, Sealed(release)),
+				fmt.Sprintf("keyhold config build --mode sealed --force --kms-key-arn \"%s\" -o %s/%s", output("KeyringKeyArn"), Sealed(release), target.ConfigFile),
+			},
+			Values: with(values, target.KeyRelease, Sealed(release), target.KeyAdmit, Sealed(release), target.KeyKeyring, target.KeyringClosed, target.KeySeal, target.SealWords),
 		},
 	}
 }
+
+// Sealed is the folder of a release whose config is for a sealed key: the mode is
+// measured, so it is another pair.
+func Sealed(release string) string { return release + "-sealed" }
 
 // Roll is the way from a release to the next. Going back before the last step is
 // the deployment before it, again.

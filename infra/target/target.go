@@ -104,6 +104,9 @@ func Read(get func(key string) string) (*Target, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	if err := t.checkMode(); err != nil {
+		return nil, err
+	}
 	return t, t.checkPolicy()
 }
 
@@ -229,6 +232,19 @@ func (t *Target) readStage(keyring, seal string) error {
 		errs = append(errs, errors.New("seal: want exactly one admitted release and a closed keyring: whatever the policy says then, it says for ever"))
 	}
 	return errors.Join(errs...)
+}
+
+// checkMode refuses a fleet that would find the policy to be of the other mode than
+// its config wants, and start no work.
+func (t *Target) checkMode() error {
+	if t.Idle() {
+		return nil
+	}
+	mode := t.Spec().Mode
+	if got := t.Release.Config.KeyPolicy.Mode; got != mode {
+		return fmt.Errorf("release %s: its config wants the mode %s, and the policy would be %s: an enclave would refuse that; sealing takes a release with a config for it", t.Release.Dir, got, mode)
+	}
+	return nil
 }
 
 // checkPolicy lets the policy itself have the last word: it knows about pairs

@@ -124,20 +124,20 @@ func TestOnlyAReleaseThatGetsTheKeyMayRun(t *testing.T) {
 		}, "the policy would not admit its image"},
 		{"the config is not admitted", func(t *testing.T, v map[string]string) {
 			other := targettest.Release(t, "one", target.AMD64)
-			raw := targettest.Config(t, targettest.KeyARN)
+			raw := targettest.Config(t, targettest.KeyARN, keypolicy.Managed)
 			targettest.Write(t, other, target.ConfigFile, bytes.Replace(raw, []byte(`"max": 1000`), []byte(`"max": 1001`), 1))
 			v[target.KeyAdmit] = other
 		}, "the policy would admit its image, but not with its config"},
 		{"no config", remove(target.ConfigFile), "make one with keyhold config build"},
 		{"a config for a key of another account", release(target.ConfigFile, func(t *testing.T) []byte {
-			return targettest.Config(t, strings.Replace(targettest.KeyARN, "111122223333", "444455556666", 1))
+			return targettest.Config(t, strings.Replace(targettest.KeyARN, "111122223333", "444455556666", 1), keypolicy.Managed)
 		}), "a key of account 444455556666"},
 		{"a config for a key of another region", release(target.ConfigFile, func(t *testing.T) []byte {
-			return targettest.Config(t, strings.Replace(targettest.KeyARN, "eu-central-1", "eu-west-1", 1))
+			return targettest.Config(t, strings.Replace(targettest.KeyARN, "eu-central-1", "eu-west-1", 1), keypolicy.Managed)
 		}), "in eu-west-1"},
 		{"configs for two keys", func(t *testing.T, v map[string]string) {
 			other := targettest.Release(t, "two", target.AMD64)
-			targettest.Write(t, other, target.ConfigFile, targettest.Config(t, strings.Replace(targettest.KeyARN, "1234567890ab", "1234567890ff", 1)))
+			targettest.Write(t, other, target.ConfigFile, targettest.Config(t, strings.Replace(targettest.KeyARN, "1234567890ab", "1234567890ff", 1), keypolicy.Managed))
 			v[target.KeyAdmit] += "," + other
 		}, "names another key"},
 		{"the same pair twice", func(t *testing.T, v map[string]string) { v[target.KeyAdmit] += "," + v[target.KeyAdmit] }, "given twice"},
@@ -148,6 +148,8 @@ func TestOnlyAReleaseThatGetsTheKeyMayRun(t *testing.T) {
 			v[target.KeyAdmit], v[target.KeyKeyring] = target.AdmitNone, target.KeyringCreate
 		}, "nobody is admitted who could create one"},
 		{"another stage", set(target.KeyKeyring, "open"), "want create or closed"},
+		{"a seal under a config that does not want it", set(target.KeySeal, target.SealWords), "its config wants the mode managed, and the policy would be sealed"},
+		{"a config that wants a seal without one", func(t *testing.T, v map[string]string) { targettest.Seal(t, v[target.KeyRelease]) }, "its config wants the mode sealed, and the policy would be managed"},
 		{"a seal by a slip", set(target.KeySeal, "yes"), "type the words"},
 		{"a seal while rolling", func(t *testing.T, v map[string]string) {
 			v[target.KeySeal], v[target.KeyAdmit] = target.SealWords, v[target.KeyAdmit]+","+targettest.Release(t, "two", target.AMD64)

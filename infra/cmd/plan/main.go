@@ -24,6 +24,7 @@ import (
 	"github.com/keyhold/keyhold/infra/target"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 func main() {
@@ -139,38 +140,59 @@ func diff(folder, before string) (string, error) {
 }
 
 // withConfig lets the later steps of a first installation be shown before there is
-// a key: the release is copied, with a config for a key that does not exist.
+// a key, or a config for a sealed one: releases without are copied, with a config
+// for a key that does not exist.
 func withConfig(values map[string]string, folder string) (func(map[string]string, string) (string, error), error) {
 	release := values[target.KeyRelease]
-	if _, err := os.Stat(filepath.Join(release, target.ConfigFile)); err == nil {
-		return synth, nil
+	shown := map[string]string{}
+	for dir, mode := range map[string]keypolicy.Mode{release: keypolicy.Managed, plan.Sealed(release): keypolicy.Sealed} {
+		if _, err := os.Stat(filepath.Join(dir, target.ConfigFile)); err == nil {
+			continue
+		}
+		to := filepath.Join(folder, filepath.Base(dir))
+		if err := example(release, to, mode, values); err != nil {
+			return nil, err
+		}
+		shown[dir] = to
 	}
-	shown := filepath.Join(folder, filepath.Base(filepath.Clean(release)))
-	if err := os.CopyFS(shown, os.DirFS(release)); err != nil {
-		return nil, fmt.Errorf("release: want a folder that make dist wrote: %w", err)
+	if shown[release] != "" {
+		fmt.Fprintf(os.Stderr, "%s has no %s yet, since the key that it names is made by the first step.\nPCR16 below is that of an example; run this again once there is one.\n", release, target.ConfigFile)
 	}
-	raw, err := config.Encode(&config.Config{
-		Version: 1, KMSKeyARN: fmt.Sprintf("arn:aws:kms:%s:%s:key/00000000-0000-0000-0000-000000000000", values[target.KeyRegion], values[target.KeyAccount]),
-		Keyring: "main", Epochs: []uint32{1}, SealEpoch: 1,
-		Create:   []config.Create{{Algorithm: record.Secp256k1, Policy: "payouts", Max: 1000}},
-		Policies: []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
-		Lease:    config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
-	})
-	if err == nil {
-		err = os.WriteFile(filepath.Join(shown, target.ConfigFile), raw, 0o600)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make a config to show: %w", err)
-	}
-	fmt.Fprintf(os.Stderr, "%s has no %s yet, since the key that it names is made by the first step.\nPCR16 below is that of an example; run this again once there is one.\n", release, target.ConfigFile)
 	return func(v map[string]string, to string) (string, error) {
 		w := map[string]string{}
 		for k, s := range v {
-			w[k] = s
-			if s == release {
-				w[k] = shown
+			if w[k] = s; shown[s] != "" {
+				w[k] = shown[s]
 			}
 		}
 		return synth(w, to)
 	}, nil
+}
+
+// example copies a release, with a config.
+func example(release, to string, mode keypolicy.Mode, values map[string]string) error {
+	if err := os.CopyFS(to, os.DirFS(release)); err != nil {
+		return fmt.Errorf("release: want a folder that make dist wrote: %w", err)
+	}
+	c := &config.Config{
+		Version: 1, KMSKeyARN: fmt.Sprintf("arn:aws:kms:%s:%s:key/00000000-0000-0000-0000-000000000000", values[target.KeyRegion], values[target.KeyAccount]),
+		Keyring: "main", Epochs: []uint32{1}, SealEpoch: 1,
+		Create:    []config.Create{{Algorithm: record.Secp256k1, Policy: "payouts", Max: 1000}},
+		Policies:  []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
+		KeyPolicy: config.DefaultKeyPolicy(), Lease: config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
+	}
+	if raw, err := os.ReadFile(filepath.Join(release, target.ConfigFile)); err == nil {
+		if c, err = config.Parse(raw); err != nil {
+			return fmt.Errorf("release %s: %w", release, err)
+		}
+	}
+	c.KeyPolicy.Mode = mode
+	raw, err := config.Encode(c)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(to, target.ConfigFile), raw, 0o644) //nolint:gosec // G306: a config is public
+	}
+	if err != nil {
+		return fmt.Errorf("make a config to show: %w", err)
+	}
+	return nil
 }

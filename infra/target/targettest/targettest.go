@@ -14,6 +14,7 @@ import (
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // What the tests deploy to.
@@ -48,7 +49,7 @@ func Release(t testing.TB, name string, arch target.Arch) string {
 	}
 	Write(t, dir, target.ImageFile, raw)
 	Write(t, dir, target.MeasurementsFile, text)
-	Write(t, dir, target.ConfigFile, Config(t, KeyARN))
+	Write(t, dir, target.ConfigFile, Config(t, KeyARN, keypolicy.Managed))
 	for _, file := range []string{target.ParentFile, target.ToolFile, target.InstallFile, target.ControlFile, target.IngestFile} {
 		Write(t, dir, file, []byte(file+" of "+name))
 	}
@@ -66,15 +67,24 @@ func metadata(t testing.TB, name string) []byte {
 	return b
 }
 
-// Config returns one for a key.
-func Config(t testing.TB, keyARN string) []byte {
+// Seal gives a release a config for a sealed key.
+func Seal(t testing.TB, dir string) string {
 	t.Helper()
+	Write(t, dir, target.ConfigFile, Config(t, KeyARN, keypolicy.Sealed))
+	return dir
+}
+
+// Config returns one for a key whose policy is of that mode.
+func Config(t testing.TB, keyARN string, mode keypolicy.Mode) []byte {
+	t.Helper()
+	lock := config.DefaultKeyPolicy()
+	lock.Mode = mode
 	raw, err := config.Encode(&config.Config{
 		Version: 1, KMSKeyARN: keyARN, Keyring: "main", Epochs: []uint32{1}, SealEpoch: 1,
 		Create:    []config.Create{{Algorithm: record.Secp256k1, Policy: "payouts", Max: 1000}},
 		Policies:  []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
 		Lease:     config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
-		KeyPolicy: config.DefaultKeyPolicy(),
+		KeyPolicy: lock,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -28,8 +28,10 @@ func (a *aws) note(format string, args ...any) error {
 	return a.broken[format]
 }
 
-func (a *aws) Size(_ context.Context, least, wanted int) error { return a.note("size %d %d", least, wanted) }
-func (a *aws) Drain(_ context.Context, instance string) error  { return a.note("drain %s", instance) }
+func (a *aws) Size(_ context.Context, least, wanted int) error {
+	return a.note("size %d %d", least, wanted)
+}
+func (a *aws) Drain(_ context.Context, instance string) error { return a.note("drain %s", instance) }
 func (a *aws) Count(context.Context) (inService, wanted int, err error) {
 	return 2, 3, a.note("count")
 }
@@ -46,7 +48,9 @@ type queue struct {
 
 var now = time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
 
-func (q queue) CountReady(_ context.Context, shard int) (int, error) { return len(q.open[shard]), q.broken }
+func (q queue) CountReady(_ context.Context, shard int) (int, error) {
+	return len(q.open[shard]), q.broken
+}
 
 func (q queue) Ready(_ context.Context, shard int, until time.Time, limit int, _ string) (store.ReadyPage, error) {
 	if until != now || limit != 1 {

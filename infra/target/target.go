@@ -95,7 +95,7 @@ func Read(get func(key string) string) (*Target, error) {
 	}
 	bad(!accountForm.MatchString(t.Account), "account: want 12 digits, or AWS credentials from which the CDK CLI learns it")
 	bad(!regionForm.MatchString(t.Region), "region: want one as eu-central-1, or a profile from which the CDK CLI learns it")
-	bad(!amiForm.MatchString(t.AMI), "ami: want the id of an Amazon Linux 2023 image, as ami-0123456789abcdef0: make deploy-plan prints the command that finds it")
+	bad(!amiForm.MatchString(t.AMI), "ami: want the id of an Amazon Linux 2023 image, as %s prints it", findAMI(arch, t.Region))
 	bad(t.Email != "" && !emailForm.MatchString(t.Email), "email: not an address")
 	try(t.readZones(get(KeyZones)))
 	try(t.readAdmins(get(KeyAdmins)))
@@ -108,6 +108,12 @@ func Read(get func(key string) string) (*Target, error) {
 		return nil, err
 	}
 	return t, t.checkPolicy()
+}
+
+// findAMI is the command that prints the newest image.
+func findAMI(arch Arch, region string) string {
+	machine := map[Arch]string{AMD64: "x86_64", ARM64: "arm64"}[arch]
+	return fmt.Sprintf("aws ssm get-parameter --region %s --name /aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-%s --query Parameter.Value --output text", region, machine)
 }
 
 func (t *Target) readZones(text string) error {

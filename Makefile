@@ -40,10 +40,11 @@ demo: tools build ## sign RECORDS (100000) random records with KEYS (100) keys i
 	@echo "The same command continues in $(DEMO_DIR) and signs nothing twice; make clean, or another DEMO_DIR, starts afresh."
 
 .PHONY: test
-test: tools ## vet, run the whole test suite, then the concurrent packages under the race detector
+test: tools ## vet, run the whole test suite, the concurrent packages under the race detector, and the tests of infra/
 	go vet ./...
 	KEYHOLD_REQUIRE_SERVICES=1 go test -timeout 20m ./...
 	KEYHOLD_REQUIRE_SERVICES=1 go test -race -short -timeout 10m $(RACE_PKGS)
+	$(MAKE) --no-print-directory infra-test
 
 .PHONY: bench
 bench: tools build ## measure the ratios of docs/performance.md

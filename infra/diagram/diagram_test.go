@@ -40,7 +40,7 @@ func TestTheDiagramOfTheDocsIsThatOfTheTemplate(t *testing.T) {
 		t.Fatalf("%s has no diagram", page)
 	}
 	if *update {
-		if err := os.WriteFile(page, []byte(before+begin+want+end+after), 0o644); err != nil { //nolint:gosec // G306: it is committed
+		if err := os.WriteFile(page, []byte(before+begin+want+end+after), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return

@@ -44,8 +44,8 @@ func (s *Step) Command() string {
 // with returns values with some changed.
 func with(values map[string]string, pairs ...string) map[string]string {
 	out := maps.Clone(values)
-	for i := 0; i < len(pairs); i += 2 {
-		out[pairs[i]] = pairs[i+1]
+	for i := 0; i+1 < len(pairs); i += 2 {
+		out[pairs[i]] = pairs[i+1] //nolint:gosec // G602: the loop ends before the last one
 	}
 	return out
 }

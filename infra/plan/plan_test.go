@@ -36,8 +36,10 @@ func TestChangesAreToldByResourceAndProperty(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []plan.Change{
-		{ID: "Gone", Type: "A", How: "removed"}, {ID: "Kept", Type: "D", How: "changed", What: []string{"(attributes)"}},
-		{ID: "New", Type: "A", How: "made"}, {ID: "Other", Type: "C", How: "changed", What: []string{"x", "y"}},
+		{ID: "Gone", Type: "A", How: "removed"},
+		{ID: "Kept", Type: "D", How: "changed", What: []string{"(attributes)"}},
+		{ID: "New", Type: "A", How: "made"},
+		{ID: "Other", Type: "C", How: "changed", What: []string{"x", "y"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -101,8 +103,10 @@ func TestAPlanShowsEachStepAgainstTheOneBefore(t *testing.T) {
 	}
 	values := map[string]string{target.KeyProfile: "prod"}
 	steps := []plan.Step{
-		{Title: "one", Values: values, Before: []string{"first do this"}}, {Title: "two", Values: values, After: []string{"then that"}},
-		{Title: "three", Values: values}, {Title: "four"},
+		{Title: "one", Values: values, Before: []string{"first do this"}},
+		{Title: "two", Values: values, After: []string{"then that"}},
+		{Title: "three", Values: values},
+		{Title: "four"},
 	}
 	if err := r.Print(steps, ""); err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func nag(t *testing.T, m template) [][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	rows, err := csv.NewReader(f).ReadAll()
 	if err != nil || len(rows) < 2 {
 		t.Fatalf("%d rows, %v", len(rows), err)
@@ -81,7 +81,7 @@ func TestAnErrorOfCloudFormationsRulesEndsTheSynthesis(t *testing.T) {
 	needCheck(t)
 	d := targettest.Read(t, targettest.Values("dev", target.AMD64, targettest.Release(t, "one", target.AMD64)))
 	err := sabotaged(t, d, func(s awscdk.Stack) {
-		queue := s.Node().FindChild(jsii.String("Ingest")).Node().DefaultChild().(awscdk.CfnResource) //nolint:errcheck,forcetypeassert // it is one
+		queue := s.Node().FindChild(jsii.String("Ingest")).Node().DefaultChild().(awscdk.CfnResource)
 		queue.AddPropertyOverride(jsii.String("VisibilityTimeout"), 999_999)
 	})
 	if err == nil || !strings.Contains(err.Error(), "Validation failed") {
@@ -94,7 +94,7 @@ func TestNagFindsAWildcardBesideOneThatIsAcknowledged(t *testing.T) {
 	d := targettest.Read(t, targettest.Values("dev", target.AMD64, targettest.Release(t, "one", target.AMD64)))
 	var folder string
 	err := sabotaged(t, d, func(s awscdk.Stack) {
-		policy := s.Node().FindChild(jsii.String("IngestFiles")).(awsiam.Policy) //nolint:errcheck,forcetypeassert // it is one
+		policy := s.Node().FindChild(jsii.String("IngestFiles")).(awsiam.Policy)
 		policy.AddStatements(awsiam.NewPolicyStatement(&awsiam.PolicyStatementProps{
 			Actions: jsii.Strings("s3:GetObject"), Resources: jsii.Strings("arn:aws:s3:::everything/*"),
 		}))

@@ -118,12 +118,14 @@ func (b *build) interfaces() {
 		{"SsmMessages", awsec2.InterfaceVpcEndpointAwsService_SSM_MESSAGES(), []string{"ssmmessages:*"}, []*string{str("*")}},
 		{
 			"Logs", awsec2.InterfaceVpcEndpointAwsService_CLOUDWATCH_LOGS(),
-			[]string{"logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"}, []*string{str(b.arn("logs", "*"))},
+			[]string{"logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"},
+			[]*string{str(b.arn("logs", "*"))},
 		},
 		{"Monitoring", awsec2.InterfaceVpcEndpointAwsService_CLOUDWATCH_MONITORING(), []string{"cloudwatch:PutMetricData"}, []*string{str("*")}},
 		{
 			"Sqs", awsec2.InterfaceVpcEndpointAwsService_SQS(),
-			[]string{"sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:SendMessage"}, []*string{str(b.arn("sqs", b.t.Name()+"-ingest"))},
+			[]string{"sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:SendMessage"},
+			[]*string{str(b.arn("sqs", b.t.Name()+"-ingest"))},
 		},
 	} {
 		if e.id == "Sqs" && b.t.Profile.Name == "dev" {

@@ -6,10 +6,10 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/keyhold/keyhold/keypolicy"
 
 	"github.com/keyhold/keyhold/infra/target"
 	"github.com/keyhold/keyhold/infra/target/targettest"
-	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // step is one deployment of those that docs/deploy.md and docs/upgrade.md tell of.

@@ -11,13 +11,13 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/parent/store"
+	"github.com/keyhold/keyhold/parent/store/dynamo"
 
 	"github.com/keyhold/keyhold/infra/calls"
 	"github.com/keyhold/keyhold/infra/stack"
 	"github.com/keyhold/keyhold/infra/target"
-	"github.com/keyhold/keyhold/internal/record"
-	"github.com/keyhold/keyhold/parent/store"
-	"github.com/keyhold/keyhold/parent/store/dynamo"
 )
 
 const (
@@ -260,7 +260,7 @@ func actions(t *testing.T, m template, role string) []string {
 		}
 		for _, s := range list(at(t, p.properties, "PolicyDocument", "Statement")) {
 			for _, a := range list(at(t, s, "Action")) {
-				out = append(out, a.(string)) //nolint:errcheck,forcetypeassert // actions are strings
+				out = append(out, a.(string))
 			}
 		}
 	}

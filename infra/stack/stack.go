@@ -20,9 +20,9 @@ import (
 	"github.com/aws/aws-cdk-go/awscdk/v2/awsssm"
 	"github.com/aws/constructs-go/constructs/v10"
 	"github.com/aws/jsii-runtime-go"
+	"github.com/keyhold/keyhold/keypolicy"
 
 	"github.com/keyhold/keyhold/infra/target"
-	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // Short names of what every second line needs: CDK takes pointers.

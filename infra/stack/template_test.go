@@ -7,13 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
-
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/keyhold/keyhold/parent/store/dynamo"
 
 	"github.com/keyhold/keyhold/infra/target"
 	"github.com/keyhold/keyhold/infra/target/targettest"
-	"github.com/keyhold/keyhold/parent/store/dynamo"
 )
 
 // each runs a test on every variant.
@@ -26,6 +25,7 @@ func each(t *testing.T, f func(t *testing.T, v variant, m template)) {
 
 func TestNothingLeadsToTheInternet(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		for _, kind := range []string{
 			"AWS::EC2::InternetGateway", "AWS::EC2::NatGateway", "AWS::EC2::EIP", "AWS::EC2::Route", "AWS::EC2::KeyPair",
 			"AWS::EC2::VPCPeeringConnection", "AWS::EC2::TransitGatewayAttachment",
@@ -57,6 +57,7 @@ func TestNothingLeadsToTheInternet(t *testing.T) {
 
 func TestEveryEndpointHasAPolicyForThisAccount(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		want := map[string]int{"dev": 7, "prod": 8}[v.profile]
 		all := m.resources("AWS::EC2::VPCEndpoint")
 		if len(all) != want {
@@ -78,10 +79,11 @@ func TestEveryEndpointHasAPolicyForThisAccount(t *testing.T) {
 
 func TestHostsAreEnclaveHosts(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		data := at(t, m.one(t, "AWS::EC2::LaunchTemplate", "").properties, "LaunchTemplateData")
 		got := object{}
 		for _, k := range []string{"EnclaveOptions", "InstanceType", "ImageId", "MetadataOptions", "KeyName", "BlockDeviceMappings"} {
-			got[k] = data.(object)[k] //nolint:errcheck,forcetypeassert // at found an object
+			got[k] = data.(object)[k]
 		}
 		want := object{
 			"EnclaveOptions": object{"Enabled": true}, "ImageId": targettest.AMI, "KeyName": nil,
@@ -101,6 +103,7 @@ func TestHostsAreEnclaveHosts(t *testing.T) {
 
 func TestTheFleetIsRefreshedCarefullyAndDrained(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		group := m.one(t, "AWS::AutoScaling::AutoScalingGroup", "")
 		least := map[string]string{"dev": "1", "prod": "2"}[v.profile]
 		if group.properties["MinSize"] != least || group.properties["HealthCheckType"] != "ELB" || len(list(group.properties["VPCZoneIdentifier"])) != 2 {
@@ -129,6 +132,7 @@ func TestTheFleetIsRefreshedCarefullyAndDrained(t *testing.T) {
 
 func TestTheTablesAreThoseOfTheStore(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		prefix := "keyhold-" + v.profile + "-"
 		var names []string
 		for _, in := range dynamo.Tables(prefix) {
@@ -222,6 +226,7 @@ func kept(t *testing.T, v variant, r resource) {
 
 func TestKeysAndTheRoleOutliveAProdStack(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		policy := map[string]string{"prod": "Retain", "dev": "Delete"}[v.profile]
 		for _, r := range append(m.resources("AWS::KMS::Key"), m.one(t, "AWS::IAM::Role", "ParentRole")) {
 			got, _ := r.object["DeletionPolicy"].(string)
@@ -255,6 +260,7 @@ func TestTheDataKeyIsUsedThroughServicesOnly(t *testing.T) {
 
 func TestAMessageIsPutAsideAfterThreeReceives(t *testing.T) {
 	each(t, func(t *testing.T, _ variant, m template) {
+		t.Helper()
 		for _, q := range m.resources("AWS::SQS::Queue") {
 			redrive, _ := q.properties["RedrivePolicy"].(object)
 			if dead := strings.HasPrefix(q.id, "IngestDead"); !dead && redrive["maxReceiveCount"] != 3.0 {
@@ -269,6 +275,7 @@ func TestAMessageIsPutAsideAfterThreeReceives(t *testing.T) {
 
 func TestEverythingThatCanGoWrongHasAnAlarmThatIsSent(t *testing.T) {
 	each(t, func(t *testing.T, _ variant, m template) {
+		t.Helper()
 		got := map[string]bool{}
 		for _, a := range m.resources("AWS::CloudWatch::Alarm") {
 			name := strings.TrimRight(a.id, "0123456789ABCDEF")
@@ -289,6 +296,7 @@ func TestEverythingThatCanGoWrongHasAnAlarmThatIsSent(t *testing.T) {
 
 func TestWhatIsDoneToTheKeyIsTold(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
+		t.Helper()
 		changed := m.one(t, "AWS::Events::Rule", "KeyChanged")
 		text, err := json.Marshal(changed.properties["EventPattern"])
 		if err != nil {
@@ -321,12 +329,13 @@ func TestWhatIsDoneToTheKeyIsTold(t *testing.T) {
 
 func TestDocumentsTakeCheckedValuesAlone(t *testing.T) {
 	each(t, func(t *testing.T, _ variant, m template) {
+		t.Helper()
 		all := m.resources("AWS::SSM::Document")
 		if len(all) != 4 {
 			t.Errorf("%d documents, want 4", len(all))
 		}
 		for _, d := range all {
-			parameters, _ := at(t, d.properties, "Content").(object)["parameters"].(object) //nolint:errcheck,forcetypeassert // at found an object
+			parameters, _ := at(t, d.properties, "Content").(object)["parameters"].(object)
 			script, err := json.Marshal(at(t, d.properties, "Content", "mainSteps"))
 			if err != nil {
 				t.Fatal(err)
@@ -375,6 +384,7 @@ func TestWhileKeysAreMadeNoHostIsReplacedForNotBeingReady(t *testing.T) {
 
 func TestUserDataIsShortEnough(t *testing.T) {
 	each(t, func(t *testing.T, _ variant, m template) {
+		t.Helper()
 		data, err := json.Marshal(at(t, m.one(t, "AWS::EC2::LaunchTemplate", "").properties, "LaunchTemplateData", "UserData"))
 		if err != nil {
 			t.Fatal(err)

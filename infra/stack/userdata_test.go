@@ -35,7 +35,7 @@ func TestScriptsAreCleanInTheEyesOfShellcheck(t *testing.T) {
 
 func write(t *testing.T, path, text string, mode os.FileMode) string {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // G301: a test's folder
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
@@ -115,7 +115,7 @@ func copyTree(t *testing.T, from, to string) {
 func (h *host) sum(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(h.bundle, func(path string, d os.DirEntry, err error) error {
-		rel, _ := filepath.Rel(h.bundle, path) //nolint:errcheck // WalkDir gives paths below
+		rel, _ := filepath.Rel(h.bundle, path)
 		if err != nil || d.IsDir() || strings.HasPrefix(rel, "lambda/") {
 			return err
 		}
@@ -149,7 +149,7 @@ func (h *host) boot(t *testing.T) (calls []string, output string, err error) {
 	cmd := exec.CommandContext(t.Context(), "bash", script)
 	cmd.Env = append(os.Environ(), "PATH="+h.bin+":"+os.Getenv("PATH"), "DESTDIR="+h.root)
 	out, err := cmd.CombinedOutput()
-	raw, _ := os.ReadFile(filepath.Join(h.root, "calls")) //nolint:errcheck // without calls there is no file
+	raw, _ := os.ReadFile(filepath.Join(h.root, "calls"))
 	return strings.Split(strings.TrimSpace(string(raw)), "\n"), string(out), err
 }
 
@@ -206,16 +206,32 @@ func TestAHostStartsNothingThatIsNotWhatTheStackSays(t *testing.T) {
 		do   func(t *testing.T, h *host)
 		want string
 	}{
-		{"another image", func(t *testing.T, _ *host) { t.Setenv("FAKE_PCR0", strings.Repeat("0", 96)) }, "is wanted"},
-		{"a file was changed", func(t *testing.T, h *host) { write(t, filepath.Join(h.bundle, "keyhold-parent"), "other", 0o755) }, "keyhold-parent: FAILED"},
+		{"another image", func(t *testing.T, _ *host) {
+			t.Helper()
+			t.Setenv("FAKE_PCR0", strings.Repeat("0", 96))
+		}, "is wanted"},
+		{"a file was changed", func(t *testing.T, h *host) {
+			t.Helper()
+			write(t, filepath.Join(h.bundle, "keyhold-parent"), "other", 0o755)
+		}, "keyhold-parent: FAILED"},
 		{"a file is missing", func(t *testing.T, h *host) {
+			t.Helper()
 			if err := os.Remove(filepath.Join(h.bundle, "keyhold")); err != nil {
 				t.Fatal(err)
 			}
 		}, "keyhold: FAILED"},
-		{"a file is there that nobody summed", func(t *testing.T, h *host) { write(t, filepath.Join(h.bundle, "deploy/more"), "more", 0o755) }, "files without a digest: deploy/more"},
-		{"no package can be had", func(t *testing.T, h *host) { write(t, filepath.Join(h.bin, "dnf"), "#!/bin/sh\nexit 1\n", 0o755) }, ""},
-		{"the bundle cannot be had", func(t *testing.T, h *host) { write(t, filepath.Join(h.bin, "aws"), "#!/bin/sh\nexit 1\n", 0o755) }, ""},
+		{"a file is there that nobody summed", func(t *testing.T, h *host) {
+			t.Helper()
+			write(t, filepath.Join(h.bundle, "deploy/more"), "more", 0o755)
+		}, "files without a digest: deploy/more"},
+		{"no package can be had", func(t *testing.T, h *host) {
+			t.Helper()
+			write(t, filepath.Join(h.bin, "dnf"), "#!/bin/sh\nexit 1\n", 0o755)
+		}, ""},
+		{"the bundle cannot be had", func(t *testing.T, h *host) {
+			t.Helper()
+			write(t, filepath.Join(h.bin, "aws"), "#!/bin/sh\nexit 1\n", 0o755)
+		}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHost(t, true)

@@ -163,7 +163,7 @@ func (r *Release) readFiles() error {
 		case strings.ContainsAny(rel, " \t\n\\'\""):
 			return fmt.Errorf("%q: no release has a file of such a name", rel)
 		}
-		raw, err := os.ReadFile(path)
+		raw, err := os.ReadFile(path) //nolint:gosec // G122: who could change the folder meanwhile could change it before
 		if err != nil {
 			return err
 		}

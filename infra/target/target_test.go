@@ -9,11 +9,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/keypolicy"
 
 	"github.com/keyhold/keyhold/infra/target"
 	"github.com/keyhold/keyhold/infra/target/targettest"
-	"github.com/keyhold/keyhold/internal/config"
-	"github.com/keyhold/keyhold/keypolicy"
 )
 
 // bad is an input that must be refused with a message that tells what is wrong.
@@ -100,6 +100,7 @@ func TestAReleaseIsWhatItSays(t *testing.T) {
 		{"no image", remove(target.ImageFile), "read the image"},
 		{"an image that is none", release(target.ImageFile, bytesOf([]byte("image"))), "keyhold.eif"},
 		{"an image of the other architecture", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			v[target.KeyRelease] = targettest.Release(t, "one", target.ARM64)
 			v[target.KeyAdmit] = v[target.KeyRelease]
 		}, "its image is for arm64, and arch is amd64"},
@@ -107,6 +108,7 @@ func TestAReleaseIsWhatItSays(t *testing.T) {
 		{"no control function", remove(target.ControlFile), "lambda/control/bootstrap is missing"},
 		{"a config that is none", release(target.ConfigFile, bytesOf([]byte("{}"))), "config.json"},
 		{"a link", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			if err := os.Symlink("/etc/passwd", filepath.Join(v[target.KeyRelease], "link")); err != nil {
 				t.Fatal(err)
 			}
@@ -120,9 +122,11 @@ func TestOnlyAReleaseThatGetsTheKeyMayRun(t *testing.T) {
 	refuse(t, []bad{
 		{"nobody is named", set(target.KeyAdmit, ""), "want the releases that get the key"},
 		{"the image is not admitted", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			v[target.KeyAdmit] = targettest.Release(t, "two", target.AMD64)
 		}, "the policy would not admit its image"},
 		{"the config is not admitted", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			other := targettest.Release(t, "one", target.AMD64)
 			raw := targettest.Config(t, targettest.KeyARN, keypolicy.Managed)
 			targettest.Write(t, other, target.ConfigFile, bytes.Replace(raw, []byte(`"max": 1000`), []byte(`"max": 1001`), 1))
@@ -130,18 +134,25 @@ func TestOnlyAReleaseThatGetsTheKeyMayRun(t *testing.T) {
 		}, "the policy would admit its image, but not with its config"},
 		{"no config", remove(target.ConfigFile), "make one with keyhold config build"},
 		{"a config for a key of another account", release(target.ConfigFile, func(t *testing.T) []byte {
+			t.Helper()
 			return targettest.Config(t, strings.Replace(targettest.KeyARN, "111122223333", "444455556666", 1), keypolicy.Managed)
 		}), "a key of account 444455556666"},
 		{"a config for a key of another region", release(target.ConfigFile, func(t *testing.T) []byte {
+			t.Helper()
 			return targettest.Config(t, strings.Replace(targettest.KeyARN, "eu-central-1", "eu-west-1", 1), keypolicy.Managed)
 		}), "in eu-west-1"},
 		{"configs for two keys", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			other := targettest.Release(t, "two", target.AMD64)
 			targettest.Write(t, other, target.ConfigFile, targettest.Config(t, strings.Replace(targettest.KeyARN, "1234567890ab", "1234567890ff", 1), keypolicy.Managed))
 			v[target.KeyAdmit] += "," + other
 		}, "names another key"},
-		{"the same pair twice", func(t *testing.T, v map[string]string) { v[target.KeyAdmit] += "," + v[target.KeyAdmit] }, "given twice"},
+		{"the same pair twice", func(t *testing.T, v map[string]string) {
+			t.Helper()
+			v[target.KeyAdmit] += "," + v[target.KeyAdmit]
+		}, "given twice"},
 		{"three pairs", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			v[target.KeyAdmit] += "," + targettest.Release(t, "two", target.AMD64) + "," + targettest.Release(t, "three", target.AMD64)
 		}, "at most two"},
 		{"keys made for nobody", func(_ *testing.T, v map[string]string) {
@@ -149,9 +160,13 @@ func TestOnlyAReleaseThatGetsTheKeyMayRun(t *testing.T) {
 		}, "nobody is admitted who could create one"},
 		{"another stage", set(target.KeyKeyring, "open"), "want create or closed"},
 		{"a seal under a config that does not want it", set(target.KeySeal, target.SealWords), "its config wants the mode managed, and the policy would be sealed"},
-		{"a config that wants a seal without one", func(t *testing.T, v map[string]string) { targettest.Seal(t, v[target.KeyRelease]) }, "its config wants the mode sealed, and the policy would be managed"},
+		{"a config that wants a seal without one", func(t *testing.T, v map[string]string) {
+			t.Helper()
+			targettest.Seal(t, v[target.KeyRelease])
+		}, "its config wants the mode sealed, and the policy would be managed"},
 		{"a seal by a slip", set(target.KeySeal, "yes"), "type the words"},
 		{"a seal while rolling", func(t *testing.T, v map[string]string) {
+			t.Helper()
 			v[target.KeySeal], v[target.KeyAdmit] = target.SealWords, v[target.KeyAdmit]+","+targettest.Release(t, "two", target.AMD64)
 		}, "exactly one admitted release"},
 		{"a seal while keys are made", func(_ *testing.T, v map[string]string) {

@@ -18,13 +18,13 @@ import (
 
 	"github.com/aws/aws-cdk-go/awscdk/v2"
 	"github.com/aws/jsii-runtime-go"
+	"github.com/keyhold/keyhold/internal/config"
+	"github.com/keyhold/keyhold/internal/record"
+	"github.com/keyhold/keyhold/keypolicy"
 
 	"github.com/keyhold/keyhold/infra/plan"
 	"github.com/keyhold/keyhold/infra/stack"
 	"github.com/keyhold/keyhold/infra/target"
-	"github.com/keyhold/keyhold/internal/config"
-	"github.com/keyhold/keyhold/internal/record"
-	"github.com/keyhold/keyhold/keypolicy"
 )
 
 func main() {
@@ -181,7 +181,7 @@ func example(release, to string, mode keypolicy.Mode, values map[string]string) 
 		Policies:  []config.Policy{{Name: "payouts", Kinds: []record.Kind{record.Message}}},
 		KeyPolicy: config.DefaultKeyPolicy(), Lease: config.LeaseLimit{MaxMS: config.DefaultLeaseMaxMS, MarginMS: config.DefaultLeaseMarginMS},
 	}
-	if raw, err := os.ReadFile(filepath.Join(release, target.ConfigFile)); err == nil {
+	if raw, err := os.ReadFile(filepath.Join(release, target.ConfigFile)); err == nil { //nolint:gosec // G703: the operator says where the release is
 		if c, err = config.Parse(raw); err != nil {
 			return fmt.Errorf("release %s: %w", release, err)
 		}

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	main "github.com/keyhold/keyhold/infra/lambda/control"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/parent/store"
+
+	main "github.com/keyhold/keyhold/infra/lambda/control"
 )
 
 // aws is fleet and hosts; it writes down what it was asked for.
@@ -31,7 +31,9 @@ func (a *aws) note(format string, args ...any) error {
 func (a *aws) Size(_ context.Context, least, wanted int) error {
 	return a.note("size %d %d", least, wanted)
 }
+
 func (a *aws) Drain(_ context.Context, instance string) error { return a.note("drain %s", instance) }
+
 func (a *aws) Count(context.Context) (inService, wanted int, err error) {
 	return 2, 3, a.note("count")
 }

@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
-	main "github.com/keyhold/keyhold/infra/lambda/ingest"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/sealed"
 	"github.com/keyhold/keyhold/parent/store"
 	"github.com/keyhold/keyhold/parent/store/memory"
+
+	main "github.com/keyhold/keyhold/infra/lambda/ingest"
 )
 
 var now = time.Date(2026, 11, 21, 4, 0, 0, 0, time.UTC)
@@ -93,16 +94,46 @@ func TestWhatIsNoFileToImportIsRefused(t *testing.T) {
 		name    string
 		payload func(t *testing.T) []byte
 	}{
-		{"another bucket", func(t *testing.T) []byte { return told(t, "other", "incoming/payouts/message/a.jsonl") }},
-		{"another place", func(t *testing.T) []byte { return told(t, "archive", "outgoing/payouts/message/a.jsonl") }},
-		{"a deeper place", func(t *testing.T) []byte { return told(t, "archive", "incoming/x/payouts/message/a.jsonl") }},
-		{"no kind", func(t *testing.T) []byte { return told(t, "archive", "incoming/payouts/letter/a.jsonl") }},
-		{"no pool", func(t *testing.T) []byte { return told(t, "archive", "incoming//message/a.jsonl") }},
-		{"a pool without keys", func(t *testing.T) []byte { return told(t, "archive", "incoming/empty/message/a.jsonl") }},
-		{"a file that is gone", func(t *testing.T) []byte { return told(t, "archive", "incoming/payouts/message/gone.jsonl") }},
-		{"a file with a bad line", func(t *testing.T) []byte { return told(t, "archive", "incoming/payouts/message/bad.jsonl") }},
-		{"no notification", func(t *testing.T) []byte { return message(t, "hello") }},
-		{"an empty notification", func(t *testing.T) []byte { return message(t, "{}") }},
+		{"another bucket", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "other", "incoming/payouts/message/a.jsonl")
+		}},
+		{"another place", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "outgoing/payouts/message/a.jsonl")
+		}},
+		{"a deeper place", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming/x/payouts/message/a.jsonl")
+		}},
+		{"no kind", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming/payouts/letter/a.jsonl")
+		}},
+		{"no pool", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming//message/a.jsonl")
+		}},
+		{"a pool without keys", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming/empty/message/a.jsonl")
+		}},
+		{"a file that is gone", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming/payouts/message/gone.jsonl")
+		}},
+		{"a file with a bad line", func(t *testing.T) []byte {
+			t.Helper()
+			return told(t, "archive", "incoming/payouts/message/bad.jsonl")
+		}},
+		{"no notification", func(t *testing.T) []byte {
+			t.Helper()
+			return message(t, "hello")
+		}},
+		{"an empty notification", func(t *testing.T) []byte {
+			t.Helper()
+			return message(t, "{}")
+		}},
 		{"no event of a queue", func(*testing.T) []byte { return []byte("{}") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -10,11 +10,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/keyhold/keyhold/infra/target"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/eif"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/keypolicy"
+
+	"github.com/keyhold/keyhold/infra/target"
 )
 
 // What the tests deploy to.

@@ -175,7 +175,7 @@ dist: ## build dist/release/VERSION-ARCH, all that a deployment needs (EIF=FOLDE
 	EIF=$(EIF) infra/scripts/dist $(ARCH) $(patsubst ../%,%,$(RELEASE))
 
 infra/node_modules/.package-lock.json: infra/package.json infra/package-lock.json infra/.npmrc
-	@command -v npm >/dev/null || { echo 'Node.js and npm are missing: CDK runs on them (Debian: apt-get install nodejs npm)' >&2; exit 1; }
+	scripts/check-tools infra
 	cd infra && npm ci
 	touch $@
 
@@ -185,7 +185,7 @@ infra-test: ## test infra/, its own module: templates, policies, functions (no v
 
 .PHONY: infra-check
 infra-check: infra/node_modules/.package-lock.json ## all of infra-test, with CloudFormation's rules, cdk-nag, and the rights of roles against the code
-	@command -v shellcheck >/dev/null || { echo 'shellcheck is missing (Debian: apt-get install shellcheck)' >&2; exit 1; }
+	scripts/check-tools infra
 	cd infra && $(INFRA_GO) go vet ./... && KEYHOLD_INFRA_CHECK=1 $(INFRA_GO) go test -count=1 -timeout 15m ./...
 
 infra_values = profile=$(PROFILE) arch=$(ARCH) account=$(ACCOUNT) region=$(REGION) zones=$(ZONES) ami=$(AMI) \

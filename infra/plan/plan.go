@@ -45,7 +45,7 @@ func (s *Step) Command() string {
 func with(values map[string]string, pairs ...string) map[string]string {
 	out := maps.Clone(values)
 	for i := 0; i+1 < len(pairs); i += 2 {
-		out[pairs[i]] = pairs[i+1] //nolint:gosec // G602: the loop ends before the last one
+		out[pairs[i]] = pairs[i+1]
 	}
 	return out
 }
@@ -68,7 +68,8 @@ func First(values map[string]string) []Step {
 			},
 			Values: with(values, target.KeyAdmit, target.AdmitNone, target.KeyKeyring, "", target.KeySeal, ""),
 			After: []string{
-				fmt.Sprintf("keyhold config build --kms-key-arn \"%s\" -o %s/%s", output("KeyringKeyArn"), release, target.ConfigFile),
+				"arn=" + output("KeyringKeyArn"),
+				fmt.Sprintf("keyhold config build --kms-key-arn \"$arn\" -o %s/%s", release, target.ConfigFile),
 			},
 		},
 		{
@@ -77,7 +78,8 @@ func First(values map[string]string) []Step {
 			Values: with(values, target.KeyAdmit, release, target.KeyKeyring, target.KeyringCreate, target.KeySeal, ""),
 			After: []string{
 				fmt.Sprintf("host=$(aws autoscaling describe-auto-scaling-groups --region %s --auto-scaling-group-names %s-parents --query 'AutoScalingGroups[0].Instances[0].InstanceId' --output text)", region, name),
-				fmt.Sprintf("aws ssm send-command --region %s --instance-ids \"$host\" --document-name \"%s\" --parameters Algorithm=secp256k1,Policy=payouts,Pool=default,Keys=100", region, output("CreateKeyringDocument")),
+				"document=" + output("CreateKeyringDocument"),
+				fmt.Sprintf("aws ssm send-command --region %s --instance-ids \"$host\" --document-name \"$document\" --parameters Algorithm=secp256k1,Policy=payouts,Pool=default,Keys=100", region),
 			},
 		},
 		{
@@ -91,7 +93,8 @@ func First(values map[string]string) []Step {
 				"that is thrown away (docs/deploy.md) before. Enclaves of the config before wipe their keys within revalidate_every, while those of the new one start.",
 			Before: []string{
 				fmt.Sprintf("cp -r %s %s", release, Sealed(release)),
-				fmt.Sprintf("keyhold config build --mode sealed --force --kms-key-arn \"%s\" -o %s/%s", output("KeyringKeyArn"), Sealed(release), target.ConfigFile),
+				"arn=" + output("KeyringKeyArn"),
+				fmt.Sprintf("keyhold config build --mode sealed --force --kms-key-arn \"$arn\" -o %s/%s", Sealed(release), target.ConfigFile),
 			},
 			Values: with(values, target.KeyRelease, Sealed(release), target.KeyAdmit, Sealed(release), target.KeyKeyring, target.KeyringClosed, target.KeySeal, target.SealWords),
 		},

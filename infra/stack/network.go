@@ -94,7 +94,7 @@ func (b *build) assetBucket() string {
 }
 
 // interfaces makes an endpoint per API, each with a policy: credentials of other
-// accounts get nothing through them, and KMS is there for the two keys alone.
+// accounts get nothing through them, and KMS is there for the keyring's key alone: the other one is used by services.
 //
 // A slice and no map, here and wherever constructs are made: Go's maps have no
 // order, and templates would differ from run to run.
@@ -112,7 +112,7 @@ func (b *build) interfaces() {
 		{
 			"Kms", awsec2.InterfaceVpcEndpointAwsService_KMS(),
 			[]string{"kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey", "kms:GetKeyPolicy", "kms:ListGrants"},
-			[]*string{b.keyring.AttrArn(), b.dataKey.KeyArn()},
+			[]*string{b.keyring.AttrArn()},
 		},
 		{"Ssm", awsec2.InterfaceVpcEndpointAwsService_SSM(), []string{"ssm:*"}, []*string{str("*")}},
 		{"SsmMessages", awsec2.InterfaceVpcEndpointAwsService_SSM_MESSAGES(), []string{"ssmmessages:*"}, []*string{str("*")}},

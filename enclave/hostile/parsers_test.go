@@ -72,7 +72,6 @@ var unfuzzed = map[string]string{
 	"internal/image/load.go func ReadBlobs(":            "files of the operator, which the image's builder checks",
 	"keypolicy/parse.go func ParseOutput(":              "one field around what Parse reads",
 	"keypolicy/pcr.go func ParsePCR(":                   "96 hex digits",
-	"parent/watch/image.go func ParseMeasurements(":     "by internal/eif",
 	"parent/watch/image.go func ReadMeasurements(":      "by internal/eif",
 	"attestation/nsmtest/ca.go func ParseCA(":           "a file of local mode",
 	"internal/e2e/history.go func ReadHistory(":         "what a test has printed",
@@ -142,7 +141,8 @@ func TestEveryParserHasAFuzzTarget(t *testing.T) {
 		}
 	}
 	untested := func(path string) bool {
-		return !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "cmd/") && !strings.HasPrefix(path, "internal/bench/") && !strings.HasPrefix(path, "internal/checker/")
+		return !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "cmd/") && !strings.HasPrefix(path, "internal/bench/") && !strings.HasPrefix(path, "internal/checker/") &&
+			!strings.HasPrefix(path, "infra/") // another module, which reads its operator's own files
 	}
 	each(t, untested, func(path, text string) {
 		for _, f := range named.FindAllString(text, -1) {

@@ -37,6 +37,7 @@ const (
 // stores nothing.
 type Recorder struct {
 	Answer Answer
+	Old    map[string]string // by table: the item, as JSON, that stands in the way where Refused
 
 	mu         sync.Mutex
 	seen       map[Request]bool
@@ -104,16 +105,19 @@ func (r *Recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if b.TableName != "" {
 		r.seen[Request{b.TableName, b.IndexName, operation}] = true
 	}
-	return r.answer(operation, len(b.TransactItems)), nil
+	return r.answer(operation, b.TableName, len(b.TransactItems)), nil
 }
 
-func (r *Recorder) answer(operation string, items int) *http.Response {
+func (r *Recorder) answer(operation, table string, items int) *http.Response {
 	code, text := http.StatusOK, "{}"
 	writes := operation == "PutItem" || operation == "UpdateItem" || operation == "DeleteItem"
 	switch {
 	case r.Answer == Nothing:
 	case writes:
 		code, text = http.StatusBadRequest, `{"__type": "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException"}`
+		if old := r.Old[table]; old != "" {
+			text = strings.TrimSuffix(text, "}") + `, "Item": ` + old + "}"
+		}
 	case items > 0:
 		reasons := make([]map[string]string, items)
 		for i := range reasons {

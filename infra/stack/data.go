@@ -25,6 +25,7 @@ func (b *build) data() {
 	if b.t.Creating {
 		b.role.AttachInlinePolicy(b.tablePolicy("KeyringTables", creatorAccess()))
 	}
+	b.operators()
 	b.dataKey.Grant(b.role, *strs("kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey")...)
 }
 
@@ -129,8 +130,39 @@ func creatorAccess() []access {
 	}
 }
 
+// operatorAccess is what the tool of operators needs but for making tables and
+// keys: imports, their abort, exports, and putting a batch back.
+func operatorAccess() []access {
+	const get, put, update, remove = "GetItem", "PutItem", "UpdateItem", "DeleteItem"
+	const query, scan, check, look = "Query", "Scan", "ConditionCheckItem", "DescribeTable"
+	return []access{
+		{"batches", []string{look, get, put, update, remove}, []string{query}},
+		{"boots", []string{look, put, scan}, nil},
+		{"imports", []string{look, get, put, update, scan, check}, nil},
+		{"keyrings", []string{look, get}, nil},
+		{"leases", []string{look, get}, []string{query}},
+		{"receipts", []string{look, get, put, query}, nil},
+		{"records", []string{look, put}, nil},
+		{"sealed_keys", []string{look, get, scan}, nil},
+		{"segments", []string{look, get, put, remove}, nil},
+	}
+}
+
+// operators makes a policy to be attached to roles of people. The stack attaches it
+// to nobody: who may submit records decides what gets signed.
+func (b *build) operators() {
+	awsiam.NewManagedPolicy(b.stack, str("OperatorPolicy"), &awsiam.ManagedPolicyProps{
+		ManagedPolicyName: str(b.t.Name() + "-operator"), Description: str("Import, export and watch records of " + b.t.Name()),
+		Statements: b.statements(operatorAccess()),
+	})
+}
+
 // tablePolicy says for each table what may be done with it.
 func (b *build) tablePolicy(id string, may []access) awsiam.Policy {
+	return awsiam.NewPolicy(b.stack, str(id), &awsiam.PolicyProps{Statements: b.statements(may)})
+}
+
+func (b *build) statements(may []access) *[]awsiam.PolicyStatement {
 	var statements []awsiam.PolicyStatement
 	for _, a := range may {
 		arn := b.arn("dynamodb", "table/"+b.t.TablePrefix()+a.table)
@@ -139,7 +171,7 @@ func (b *build) tablePolicy(id string, may []access) awsiam.Policy {
 			statements = append(statements, allow(named("dynamodb", a.index), str(arn+"/index/"+indexOf(a.table))))
 		}
 	}
-	return awsiam.NewPolicy(b.stack, str(id), &awsiam.PolicyProps{Statements: &statements})
+	return &statements
 }
 
 // indexOf is the name of the one index of a table.

@@ -7,6 +7,7 @@ func TestingOnlyAccess(role string) []calls.Request {
 	var out []calls.Request
 	for _, a := range map[string][]access{
 		"parent": parentAccess(), "creator": creatorAccess(), "ingest": ingestAccess(), "control": controlAccess(),
+		"operator": operatorAccess(),
 	}[role] {
 		for _, action := range a.actions {
 			out = append(out, calls.Request{Table: a.table, Action: action})

@@ -51,8 +51,8 @@ func (b *build) keyringKey(policy keypolicy.Policy) {
 	})
 }
 
-// servicesKey can be used through services alone, never directly, and its
-// administrators are not among those whom its first statement lets use it.
+// servicesKey can be used through services alone, by nobody directly; its
+// administrators too use it only as everybody does who may read a table.
 func (b *build) servicesKey() {
 	statement := func(sid string, p awsiam.PolicyStatementProps) awsiam.PolicyStatement {
 		p.Sid, p.Resources = str(sid), strs("*")
@@ -80,7 +80,8 @@ func (b *build) servicesKey() {
 			"kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RevokeGrant",
 			"kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateKeyDescription",
 		)}),
-		// Whom IAM permits, and through these services only: reading a table decrypts it.
+		// Whoever IAM lets use these services, and through them only: who may read a
+		// table may have it decrypted.
 		statement("UseThroughServices", awsiam.PolicyStatementProps{
 			Principals: &[]awsiam.IPrincipal{awsiam.NewAnyPrincipal()}, Actions: strs(use...),
 			Conditions: &map[string]any{"StringEquals": map[string]any{"kms:CallerAccount": b.t.Account, "kms:ViaService": via}},

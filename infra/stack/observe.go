@@ -7,6 +7,7 @@ import (
 	"github.com/aws/aws-cdk-go/awscdk/v2/awscloudwatchactions"
 	"github.com/aws/aws-cdk-go/awscdk/v2/awsevents"
 	"github.com/aws/aws-cdk-go/awscdk/v2/awseventstargets"
+	"github.com/aws/aws-cdk-go/awscdk/v2/awsiam"
 	"github.com/aws/aws-cdk-go/awscdk/v2/awssns"
 	"github.com/aws/aws-cdk-go/awscdk/v2/awssnssubscriptions"
 	"github.com/aws/jsii-runtime-go"
@@ -58,6 +59,13 @@ func (b *build) alarm(a alarm) awscloudwatch.Alarm {
 // back: those that a new image or config can cause.
 func (b *build) notify() {
 	b.topic = awssns.NewTopic(b.stack, str("Alarms"), &awssns.TopicProps{MasterKey: b.dataKey, EnforceSSL: yes})
+	// With a policy of its own, which the rules need, a topic no longer takes what
+	// alarms send unless that is said too.
+	b.topic.AddToResourcePolicy(awsiam.NewPolicyStatement(&awsiam.PolicyStatementProps{
+		Sid: str("Alarms"), Principals: &[]awsiam.IPrincipal{awsiam.NewServicePrincipal(str("cloudwatch.amazonaws.com"), nil)},
+		Actions: strs("sns:Publish"), Resources: &[]*string{b.topic.TopicArn()},
+		Conditions: &map[string]any{"StringEquals": map[string]any{"aws:SourceAccount": b.t.Account}},
+	}))
 	if b.t.Email != "" {
 		b.topic.AddSubscription(awssnssubscriptions.NewEmailSubscription(str(b.t.Email), nil))
 	}

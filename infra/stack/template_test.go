@@ -294,6 +294,25 @@ func TestEverythingThatCanGoWrongHasAnAlarmThatIsSent(t *testing.T) {
 	})
 }
 
+func TestTheTopicTakesWhatAlarmsAndRulesSend(t *testing.T) {
+	each(t, func(t *testing.T, _ variant, m template) {
+		t.Helper()
+		text, err := json.Marshal(m.one(t, "AWS::SNS::TopicPolicy", "").properties["PolicyDocument"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyPolicy, err := json.Marshal(m.one(t, "AWS::KMS::Key", "DataKey").properties["KeyPolicy"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, who := range []string{"cloudwatch.amazonaws.com", "events.amazonaws.com"} {
+			if !strings.Contains(string(text), who) || !strings.Contains(string(keyPolicy), who) {
+				t.Errorf("%s may not publish, or not encrypt what it publishes: %s", who, text)
+			}
+		}
+	})
+}
+
 func TestWhatIsDoneToTheKeyIsTold(t *testing.T) {
 	each(t, func(t *testing.T, v variant, m template) {
 		t.Helper()

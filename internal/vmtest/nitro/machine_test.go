@@ -96,6 +96,8 @@ func start(t *testing.T, file []byte) *machine {
 		"-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-chardev", "socket,id=vsock,path="+socket,
 		"-M", "nitro-enclave,vsock=vsock,id=keyhold,parent-role=arn:aws:iam::000000000000:role/test,parent-id=i-00000000000000000",
+		// The vsock device speaks virtio 1; the machine would offer the version before it.
+		"-global", "virtio-mmio.force-legacy=false",
 		"-kernel", image)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Stdout, cmd.Stderr = m.console, m.console

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 
 	"github.com/aws/aws-cdk-go/awscdk/v2"
 	"github.com/aws/jsii-runtime-go"
@@ -23,6 +24,9 @@ func main() {
 }
 
 func run() (err error) {
+	if _, err := exec.LookPath("node"); err != nil {
+		return errors.New("Node.js is missing, on which CDK runs (Debian: apt-get install nodejs npm; versions 22 and 24 are supported)")
+	}
 	defer jsii.Close()
 	// What goes wrong on the side of Node arrives as a panic.
 	defer func() {

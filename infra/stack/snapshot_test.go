@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/keyhold/keyhold/infra/target/targettest"
 )
 
 var update = flag.Bool("update", false, "write the snapshots anew")
@@ -28,5 +30,18 @@ func TestTemplatesAreTheReviewedOnes(t *testing.T) {
 				t.Errorf("%s is another template now; look at the difference, then: go test ./stack -update", file)
 			}
 		})
+	}
+}
+
+func TestTheSameTargetGivesTheSameTemplate(t *testing.T) {
+	for _, v := range variants {
+		d := targettest.Read(t, targettest.Values(v.profile, v.arch, targettest.Release(t, "one", v.arch)))
+		again, err := synth(t, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(again.raw, running(t, v).raw) { //nolint:forbidigo // templates are public
+			t.Errorf("%s: the second differs from the first", v)
+		}
 	}
 }

@@ -90,15 +90,23 @@ func First(values map[string]string) []Step {
 		{
 			Title: "Optional, and for ever: seal the key",
 			Why: "Nobody but AWS can change the policy afterwards: no new image, no new config, no way back. Practise it with a stack " +
-				"that is thrown away (docs/deploy.md) before. Enclaves of the config before wipe their keys within revalidate_every, while those of the new one start.",
+				"that is thrown away (docs/deploy.md) before. The fleet stands still meanwhile: if anything failed after the policy is sealed, CloudFormation could not put the old one back.",
 			Before: []string{
 				fmt.Sprintf("cp -r %s %s", release, Sealed(release)),
 				"arn=" + output("KeyringKeyArn"),
 				fmt.Sprintf("keyhold config build --mode sealed --force --kms-key-arn \"$arn\" -o %s/%s", Sealed(release), target.ConfigFile),
+				"control=" + output("ControlFunctionName"),
+				invoke(region, "stop"),
 			},
 			Values: with(values, target.KeyRelease, Sealed(release), target.KeyAdmit, Sealed(release), target.KeyKeyring, target.KeyringClosed, target.KeySeal, target.SealWords),
+			After:  []string{invoke(region, "start")},
 		},
 	}
+}
+
+// invoke calls the control function.
+func invoke(region, action string) string {
+	return fmt.Sprintf("aws lambda invoke --region %s --function-name \"$control\" --cli-binary-format raw-in-base64-out --payload '{\"action\":\"%s\"}' /dev/stdout", region, action)
 }
 
 // Sealed is the folder of a release whose config is for a sealed key: the mode is

@@ -25,7 +25,7 @@ func main() {
 
 func run() (err error) {
 	if _, err := exec.LookPath("node"); err != nil {
-		return errors.New("Node.js is missing, on which CDK runs (Debian: apt-get install nodejs npm; versions 22 and 24 are supported)")
+		return errors.New("no Node.js here, on which CDK runs (Debian: apt-get install nodejs npm; versions 22 and 24 are supported)")
 	}
 	defer jsii.Close()
 	// What goes wrong on the side of Node arrives as a panic.

@@ -215,11 +215,15 @@ func (p *parent) isDead() bool {
 	}
 }
 
-// standStill for up to three leases: every call and every connection waits.
+// standStill for up to three leases: every call and every connection waits. Of
+// two calls that have this happen at one moment the longer counts, whichever of
+// their goroutines came first.
 func (p *parent) standStill(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.resumes = time.Now().Add(d)
+	if until := time.Now().Add(d); until.After(p.resumes) {
+		p.resumes = until
+	}
 }
 
 // die at once: nothing has any effect any more, connections end a moment later.

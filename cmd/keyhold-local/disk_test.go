@@ -47,6 +47,7 @@ func fill(t *testing.T, dir string) string {
 }
 
 func TestAFullDiskEndsTheRunAndTheSameCommandGoesOnWhenThereIsSpace(t *testing.T) {
+	whole(t)
 	t.Parallel()
 	for _, tc := range []struct {
 		name string

@@ -65,9 +65,7 @@ func (r *running) signs(i int) bool {
 const soon = 1500 * time.Millisecond
 
 func TestWhateverIsKilledEveryRecordIsSignedOnce(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it waits for leases to run out")
-	}
+	whole(t)
 	t.Parallel()
 	for _, tc := range []struct {
 		victims []string
@@ -184,9 +182,7 @@ func TestCtrlCStopsWithinALeaseAndTheSameCommandGoesOn(t *testing.T) {
 }
 
 func TestAParentThatWasStoppedForLongerThanItsLeaseCommitsNothing(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it waits for leases to run out")
-	}
+	whole(t)
 	t.Parallel()
 	w := newWork(t, 15_000, 20, 40)
 	w.parents, w.enclaves = 2, 1
@@ -272,6 +268,7 @@ func (r *running) held(s *dynamo.Store, i int) map[string]store.Batch {
 }
 
 func TestAPortThatIsTakenMeanwhileIsWaitedFor(t *testing.T) {
+	whole(t)
 	t.Parallel()
 	w := newWork(t, 6_000, 10, 30)
 	r := w.start(t)

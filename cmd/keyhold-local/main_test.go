@@ -72,3 +72,11 @@ func missing(t *testing.T, err error) {
 	}
 	t.Skip(err)
 }
+
+// whole leaves a test of many seconds to make test, so that a plain go test stays short.
+func whole(t *testing.T) {
+	t.Helper()
+	if testing.Short() || os.Getenv(dynoxidetest.RequireEnv) == "" {
+		t.Skip("make test plays it; alone: " + dynoxidetest.RequireEnv + "=1 go test -run " + t.Name() + " ./cmd/keyhold-local")
+	}
+}

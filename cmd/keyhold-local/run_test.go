@@ -146,6 +146,7 @@ func TestEverySignatureOfSeveralProcessesIsVerifiedByAnotherLibrary(t *testing.T
 }
 
 func TestSeveralParentsAndEnclavesShareTheKeys(t *testing.T) {
+	whole(t)
 	t.Parallel()
 	w := newWork(t, 9000, 40, 30)
 	w.parents, w.enclaves, w.workers = 2, 2, 1

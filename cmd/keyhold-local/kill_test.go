@@ -165,7 +165,7 @@ func hasCode(t *testing.T, exit int, stderr string) {
 
 func TestCtrlCStopsWithinALeaseAndTheSameCommandGoesOn(t *testing.T) {
 	t.Parallel()
-	w := newWork(t, 9_000, 20, 40)
+	w := newWork(t, 15_000, 20, 40)
 	r := w.start(t)
 	r.until("it signs", func() bool { return r.signs(0) })
 	began := time.Now()
@@ -203,11 +203,14 @@ func TestAParentThatWasStoppedForLongerThanItsLeaseCommitsNothing(t *testing.T) 
 	})
 	var held map[string]store.Batch
 	r.until("the parent is stopped with batches in its hands", func() bool {
-		if r.signal(victim, syscall.SIGSTOP) == 0 {
-			return false
+		r.signal("enclave-0", syscall.SIGSTOP) // whoever asks it to sign has a batch in its hands
+		nap(t, leaseFor/20)
+		alive := r.signal(victim, syscall.SIGSTOP) != 0
+		if alive {
+			held = r.held(s, stopped)
 		}
-		nap(t, leaseFor/20) // what it has sent takes effect
-		if held = r.held(s, stopped); len(held) == 0 {
+		r.signal("enclave-0", syscall.SIGCONT)
+		if len(held) == 0 {
 			r.signal(victim, syscall.SIGCONT)
 			nap(t, look)
 		}

@@ -164,6 +164,7 @@ func hasCode(t *testing.T, exit int, stderr string) {
 }
 
 func TestCtrlCStopsWithinALeaseAndTheSameCommandGoesOn(t *testing.T) {
+	whole(t)
 	t.Parallel()
 	w := newWork(t, 15_000, 20, 40)
 	r := w.start(t)

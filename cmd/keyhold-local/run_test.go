@@ -174,6 +174,7 @@ func TestSeveralParentsAndEnclavesShareTheKeys(t *testing.T) {
 }
 
 func TestOneClaimerUsesKeysExactlyLeastRecentlyUsedFirst(t *testing.T) {
+	whole(t)
 	t.Parallel()
 	w := newWork(t, 3000, 50, 6)
 	w.workers = 1

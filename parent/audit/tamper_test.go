@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/keyhold/keyhold/attestation"
 	"github.com/keyhold/keyhold/enclave/enclavetest"
+	"github.com/keyhold/keyhold/internal/awslocal/dynoxide/dynoxidetest"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/receipt"
 	"github.com/keyhold/keyhold/internal/record"
@@ -24,10 +26,13 @@ import (
 // every byte is changed, but for short runs.
 const documentStep = 32
 
-// step is 1, and more where less will do.
+// step is 1 in make test, and more where less will do.
 func step() int {
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		return 16
+	case os.Getenv(dynoxidetest.RequireEnv) == "":
+		return 5
 	}
 	return 1
 }

@@ -438,6 +438,8 @@ func TestEveryTwoRemoteCallsMayGoWrong(t *testing.T) {
 				turn = 1
 			case testing.Short():
 				turn = 20 * pairsInTurn
+			case os.Getenv("KEYHOLD_REQUIRE_SERVICES") == "": // a plain go test; make test plays more
+				turn = 5 * pairsInTurn
 			}
 			played, both := 0, 0
 			for i := 0; i < len(pairs); i += turn {

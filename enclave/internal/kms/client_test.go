@@ -362,11 +362,21 @@ func TestTheCallersContextEndsACall(t *testing.T) {
 	w := newWorld(t)
 	ops := operations(t, w)
 	w.faults = func(int64) localkms.Fault { return localkms.Fault{Delay: time.Hour} }
+	var wg sync.WaitGroup
+	failed := map[string]chan error{}
 	for name, op := range ops {
-		// Longer than making an RSA key takes, so that the call hangs at KMS.
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		err := op(ctx, w.client(t))
-		cancel()
+		c, done := w.client(t), make(chan error, 1)
+		failed[name] = done
+		wg.Go(func() {
+			// Longer than making an RSA key takes, so that the call hangs at KMS.
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			done <- op(ctx, c)
+		})
+	}
+	wg.Wait()
+	for name, done := range failed {
+		err := <-done
 		wantCode(t, w, err, kms.CodeUnreachable, kms.ClassRetry)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: %v does not tell of the deadline", name, err)

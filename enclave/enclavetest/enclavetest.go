@@ -226,7 +226,10 @@ func (s *Server) Restart(ctx context.Context) error {
 // admit has the key policy let the enclave in.
 func (s *Server) admit(session nsm.Session) error {
 	pcr0, _, err := session.DescribePCR(0)
-	if err != nil || len(pcr0) != nsm.PCRSize {
+	if err == nil && len(pcr0) != nsm.PCRSize {
+		err = nsm.ErrMalformed
+	}
+	if err != nil {
 		return fmt.Errorf("enclavetest: describe PCR0: %w", err)
 	}
 	s.opt.KMS.Admit(s.opt.Config.KMSKeyARN, keypolicy.Pair{PCR0: keypolicy.PCR(pcr0), PCR16: config.PCR16(s.raw)})

@@ -18,6 +18,7 @@ import (
 	"github.com/keyhold/keyhold/attestation/nsm"
 	"github.com/keyhold/keyhold/attestation/nsmtest"
 	"github.com/keyhold/keyhold/enclave/enclavetest"
+	"github.com/keyhold/keyhold/internal/awslocal/dynoxide/dynoxidetest"
 	"github.com/keyhold/keyhold/internal/config"
 	"github.com/keyhold/keyhold/internal/record"
 	"github.com/keyhold/keyhold/internal/refusal"
@@ -438,7 +439,7 @@ func TestEveryTwoRemoteCallsMayGoWrong(t *testing.T) {
 				turn = 1
 			case testing.Short():
 				turn = 20 * pairsInTurn
-			case os.Getenv("KEYHOLD_REQUIRE_SERVICES") == "": // a plain go test; make test plays more
+			case os.Getenv(dynoxidetest.RequireEnv) == "": // a plain go test; make test plays more
 				turn = 5 * pairsInTurn
 			}
 			played, both := 0, 0

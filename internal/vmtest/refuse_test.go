@@ -85,6 +85,26 @@ func TestTheKeyPolicyDecidesOverAConfig(t *testing.T) {
 	s.off(vm)
 }
 
+// Who can change the policy can open it for everybody; no running enclave goes on
+// under that.
+func TestALooserKeyPolicyEndsARunningEnclave(t *testing.T) {
+	needVM(t)
+	t.Parallel()
+	s := newSite(t)
+	b, raw := s.underTest(), s.config("loosened", proveOften)
+	s.admit(b.pcrs[0], raw)
+	vm, err := s.askForKeyring(b, machine{}, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loose := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}]}`
+	if err := s.kms.PutKeyPolicy(s.arn, []byte(loose)); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(s.await(vm, `"msg":"enclave ended"`, string(refusal.PolicyLoose)))
+	s.off(vm)
+}
+
 // The key policy would admit it: what refuses is the enclave's own code.
 func TestAnEnclaveInDebugModeGetsNoKey(t *testing.T) {
 	needVM(t)
